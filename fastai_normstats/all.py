@@ -1,0 +1,9 @@
+"Everything that `from fastai_normstats.all import *` brings"
+from .running import *
+from .models import *
+from .policy import *
+from .measure import *
+from .cache import *
+from .transform import *
+from .block import *
+from .plot import *
