@@ -141,7 +141,7 @@ def _small(case):
     case.own
     if case.n_images<n: return _models(case, f"{case.n_text} are fewer than {n:,}: too few to depart from {case.whose} statistics")
 
-# %% ../nbs/02_policy.ipynb #cbf38abe
+# %% ../nbs/02_policy.ipynb #ed5786fa
 def _difference(measured, model):
     "Shift of the mean in σ and log ratio of the std from `model`, with the standard error of each: four tensors of shape (C,)"
     m,s = (torch.tensor(o, dtype=torch.float64) for o in model)
@@ -162,9 +162,10 @@ def _similar(case):
 def _enough(case):
     "Enough images"
     n = case.policy.enough
-    if case.n_images>=n: return _custom(case, f"{case.n_text} (at least {n:,}) differ from {case.whose} statistics by {_by_how_much(case)}")
+    if case.n_images>=n: return _custom(case, f"{case.n_text} (at least {n:,}) differ from {case.whose} statistics by {_by_how_much(case)}, "
+                                              f"so the data's own")
 
-# %% ../nbs/02_policy.ipynb #555b189a
+# %% ../nbs/02_policy.ipynb #507f94fd
 def _significance(case):
     "How many standard errors the differences that matter (those of at least `similar`) are worth, at the most"
     shift,ratio,shift_se,ratio_se = _difference(case.own, case.model)
@@ -176,7 +177,7 @@ def _significant(case):
     "A difference beyond doubt"
     z,p = _significance(case),case.policy
     if z>p.z: return _custom(case, f"{case.n_text} (between {p.small:,} and {p.enough:,}) differ from {case.whose} statistics by "
-                                   f"{_by_how_much(case)}: {z:.0f} standard errors, more than {p.z:g}")
+                                   f"{_by_how_much(case)}: {z:.0f} standard errors, more than {p.z:g}, so the data's own")
 
 def _unclear(case):
     "A difference that may be chance"

@@ -1,0 +1,30 @@
+"What the README shows can be run, and what it quotes is what comes out"
+import re, warnings
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.basics import defaults
+from torchvision.models import resnet34
+from torchvision.models._api import WeightsEnum
+
+from helpers import image_folder
+
+README = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8')
+FENCES = re.findall(r'^```python\n(.*?)^```', README, re.M|re.S)
+
+def test_readme_has_code_and_stays_short(): assert len(FENCES)>=3 and len(README.splitlines())<=150
+
+def test_python_fences_run(tmp_path, monkeypatch):
+    "In order and in one namespace, as a reader would; weights are random, since nothing is downloaded here"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(defaults, 'cpus', 0)
+    monkeypatch.setattr(WeightsEnum, 'get_state_dict', lambda self, *args, **kwargs: resnet34().state_dict())
+    ns = {'path': image_folder(tmp_path/'images', n=40, size=32)}
+    for code in FENCES: exec(compile(code, 'README.md', 'exec'), ns)
+    assert ns['learn'].dls.stats_choice.n_images==32
+    assert (tmp_path/'stats.json').exists()
+
+def test_rules_in_table_are_those_of_the_policy():
+    from fastai_normstats.policy import _rules
+    assert re.findall(r'^\| `(\w+)` \|', README, re.M)==list(_rules)
