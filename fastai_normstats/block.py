@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeptSplit']
 
-# %% ../nbs/07_block.ipynb #5aabe32f
+# %% ../nbs/07_block.ipynb #f5966208
 from inspect import signature
 
 from fastai.data.block import DataBlock
@@ -14,29 +14,30 @@ from fastai.data.transforms import Normalize, RandomSplitter
 from fastai.torch_core import get_random_states, set_random_states
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastcore.meta import delegates
 from fasttransform import Pipeline
 
-from .cache import describe_items
+from .cache import describe
 from .measure import ReadError, _first_line, _item_name
 from .policy import StatsChoice
 from .transform import DatasetStats
 
-# %% ../nbs/07_block.ipynb #77144854
+# %% ../nbs/07_block.ipynb #9f093eba
 class KeptSplit:
     "A splitter that goes on with its first split while the items stay the same"
     def __init__(self,
         splitter  # The splitter that is asked once, and again for other items
-    ): self.splitter,self.splits,self.items = splitter,None,None
+    ): self.splitter,self.splits,self.key,self.items = splitter,None,None,None
 
     def __call__(self, items):
         if not len(items): raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file endings?)")
-        splits,items = self.splitter(items),describe_items(items)  # asked every time, so that random states move on as without this
-        if items!=self.items: self.splits,self.items = splits,items
+        splits,key = self.splitter(items),describe(items)  # asked every time, so that random states move on as without this
+        if key!=self.key: self.splits,self.key,self.items = splits,key,items
         if not len(self.splits[0]): raise ValueError(f"no training images: the splitter put all {len(items):,} items into validation")
         return self.splits
 
-# %% ../nbs/07_block.ipynb #092cfb5f
-_own = [k for k,p in signature(DatasetStats.__init__).parameters.items() if p.kind==p.KEYWORD_ONLY]
+# %% ../nbs/07_block.ipynb #856875bd
+_own = [k for k in signature(DatasetStats.__init__).parameters if k not in ('self', 'mean', 'std')]
 
 def _with_stats(tfms, tfm):
     "`tfms` with `tfm` in place of every Normalize"
@@ -47,12 +48,12 @@ def _fit_block(self, source, **kwargs):
     try: self.dataloaders(source, **kwargs)
     except ReadError: raise
     except OSError as e:
-        split = self.splitter
-        if split.items is None: raise
-        first = split.items[split.splits[0][0]]  # the one that fastai opens to find out about types
-        raise ReadError(f"cannot read {first[0] if isinstance(first, tuple) else first}: {_first_line(e)}") from e
+        if self.splitter.items is None: raise
+        first = _item_name(self.splitter.items, self.splitter.splits[0][0])  # fastai opens it to find out about types
+        raise ReadError(f"cannot read {first}: {_first_line(e)}") from e
 
 @patch
+@delegates(DatasetStats.__init__, keep=True, but=['mean', 'std'])
 def fit_stats(self:DataBlock,
     source,      # What `dataloaders` takes: the folder, the DataFrame…
     model=None,  # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
@@ -81,12 +82,13 @@ def stats_choice(self:DataBlock)->StatsChoice|None:
     "What the last `fit_stats` (or the last loaders made) chose, and why; `None` before"
     return _choice(self.batch_tfms)
 
-# %% ../nbs/07_block.ipynb #08f3eca3
+# %% ../nbs/07_block.ipynb #4dc6749d
 def _install(dl, tfm):
     "Put `tfm` into the batch transforms of `dl`, in place of every Normalize"
     dl.after_batch = Pipeline(_with_stats(dl.after_batch.fs, tfm), split_idx=dl.after_batch.split_idx)
 
 @patch
+@delegates(DatasetStats.__init__, but=['mean', 'std'])
 def fit_stats(self:DataLoaders,
     model=None,  # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
     **kwargs     # Keywords of `DatasetStats`: `stats`, `pretrained`, `frozen`, `policy`, `seed`…

@@ -40,13 +40,12 @@ def input_images(
     kinds = ', '.join(type(o).__name__ for o in parts)
     raise TypeError(f"no image among the inputs ({kinds}): Normalize acts on TensorImage only, so let a block yield it (e.g. `ImageBlock`)")
 
-# %% ../nbs/03_measure.ipynb #a3fe11d0
+# %% ../nbs/03_measure.ipynb #f7d2d849
 class ReadError(OSError):
     "An item could not be read or transformed; names it"
 
-def _item_name(dataset, i):
-    "The file or row that `dataset` reads for index `i`, for messages"
-    items = getattr(dataset, 'items', None)
+def _item_name(items, i):
+    "The file or row at index `i` of `items`, for messages"
     if items is None: return f"item {i}"
     item = items.iloc[i] if hasattr(items, 'iloc') else items[i]
     return ' '.join(str(item).split())[:300]
@@ -58,7 +57,7 @@ class _NamedItems:
     def __init__(self, dl): self.dl,self.do_item = dl,dl.do_item
     def __call__(self, i):
         try: return self.do_item(i)
-        except Exception as e: raise ReadError(f"cannot read {_item_name(self.dl.dataset, i)}: {_first_line(e)}") from e
+        except Exception as e: raise ReadError(f"cannot read {_item_name(getattr(self.dl.dataset, 'items', None), i)}: {_first_line(e)}") from e
 
 class _NamedBatch:
     "A loader's `create_batch`, with an error that says which shapes differ"
@@ -99,14 +98,14 @@ def _hist_range(x):
     if lo>=0 and hi<=255: return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
 
-# %% ../nbs/03_measure.ipynb #3973aaca
+# %% ../nbs/03_measure.ipynb #4a605b70
 def _update(rs, x, loader, idxs):
     "Count batch `x` in, naming the first item that holds NaN or infinity"
     try: return rs.update(x)
     except ValueError as e:
         images = ((i, input_images(loader.do_item(i), 1)) for i in idxs if not x.isfinite().all())
         bad = next((i for i,ims in images if not ims[0].isfinite().all()), None)
-        raise ValueError(str(e) if bad is None else f"{_item_name(loader.dataset, bad)}: {e}") from e
+        raise ValueError(str(e) if bad is None else f"{_item_name(getattr(loader.dataset, 'items', None), bad)}: {e}") from e
 
 def measure_stats(
     dl:TfmdDL,          # The training loader, e.g. `dls.train`

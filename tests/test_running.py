@@ -1,0 +1,381 @@
+"`NormStats` and `RunningStats` against numpy in float64 over everything, against scikit-learn, and against the formulas written out"
+
+import copy,json,math,pickle
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import torch
+from fastai.vision.all import TensorImage
+from sklearn.preprocessing import StandardScaler
+from torchvision.transforms import v2
+
+from fastai_normstats.running import NormStats,RunningStats
+
+stat_names = ('mean', 'std', 'image_std', 'mean_se', 'std_se', 'image_std_se')
+
+def images(n, *shape, seed=0, c=3):
+    "A batch whose images differ in brightness and contrast, within [0, 1]"
+    g = torch.Generator().manual_seed(seed)
+    def rand(*s): return torch.rand(s, generator=g)
+    dims = [1]*len(shape)
+    return rand(n, c, *dims)*.5 + rand(n, c, *dims)*.5*rand(n, c, *shape)
+
+def close(got, want, rtol):
+    "Same shape and relative difference; `test_close` would pass over a missing channel"
+    got,want = np.asarray(got, dtype=np.float64),np.asarray(want, dtype=np.float64)
+    assert got.shape==want.shape, (got.shape, want.shape)
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=0)
+
+def reference(batches):
+    "All statistics from the formulas, over all images at once: numpy, float64, two passes; images as clusters of different sizes"
+    ims  = [im.reshape(im.shape[0], -1) for b in batches for im in b.detach().cpu().to(torch.float64).numpy()]
+    x,n  = np.concatenate(ims, 1),len(ims)
+    mean,std = x.mean(1),x.std(1)
+    w    = np.array([im.shape[1] for im in ims])[:,None]
+    m,s  = np.array([im.mean(1) for im in ims]),np.array([im.std(1) for im in ims])
+    q    = np.array([((im-mean[:,None])**2).mean(1) for im in ims])
+    def ratio_se(y, ratio): return np.sqrt(((w*(y-ratio))**2).sum(0)/(n*(n-1)))/w.mean()
+    return dict(mean=mean, std=std, image_std=s.mean(0), mean_se=ratio_se(m, mean), std_se=ratio_se(q, std**2)/(2*std),
+                image_std_se=s.std(0, ddof=1)/np.sqrt(n), min=x.min(1), max=x.max(1))
+
+def run(batches, **kwargs):
+    rs = RunningStats(**kwargs)
+    for b in batches: rs.update(b)
+    return rs
+
+def check(rs, batches, rtol=1e-6, names=stat_names):
+    ref = reference(batches)
+    for k in names: close(getattr(rs, k), ref[k], rtol)
+    for k in ('min', 'max'): close(getattr(rs, k), ref[k], 0)
+
+# --- NormStats
+
+def test_normstats_is_a_pair_of_tuples():
+    s = NormStats([.5, .25], torch.tensor([.1, .2], dtype=torch.float64))
+    assert (s.mean, s.std, s.name, s.estimator, s.domain, s.value_range) == ((.5, .25), (.1, .2), 'custom', 'pooled', None, (0., 1.))
+    mean,std = s
+    assert (mean, std)==(s.mean, s.std) and all(type(o) is float for o in mean+std)
+    with pytest.raises(FrozenInstanceError): s.mean = (0., 0.)
+    assert s==NormStats((.5, .25), (.1, .2)) and hash(s)==hash(NormStats((.5, .25), (.1, .2)))
+
+def test_normstats_takes_a_channel_as_a_number(): assert tuple(NormStats(.5, .25)) == ((.5,), (.25,))
+
+@pytest.mark.parametrize('kwargs,match', [
+    (dict(mean=(.5, math.nan), std=(1, 1)),     '`mean` must be finite'),
+    (dict(mean=(.5, 0), std=(1, math.inf)),     '`std` must be finite'),
+    (dict(mean=(.5, .5), std=(1, 0)),           '`std` must be above 0'),
+    (dict(mean=(.5, .5), std=(1, -1)),          '`std` must be above 0'),
+    (dict(mean=(.5, .5), std=(1,)),             '`mean` has 2 channels and `std` 1'),
+    (dict(mean=(), std=()),                     'no channel'),
+    (dict(mean='abc', std=(1,)),                '`mean` must be numbers'),
+    (dict(mean=None, std=(1,)),                 '`mean` must be numbers'),
+    (dict(mean=.5, std=1, value_range=(1, 0)),  r'`value_range` must be \(lowest, highest\)'),
+    (dict(mean=.5, std=1, value_range=(0, 1, 2)), r'`value_range` must be \(lowest, highest\)'),
+    (dict(mean=.5, std=1, estimator='median'),  "`estimator` must be 'pooled' or 'image'")])
+def test_normstats_refuses(kwargs, match):
+    with pytest.raises(ValueError, match=match) as e: NormStats(**kwargs)
+    assert '\n' not in str(e.value)
+
+def test_normstats_dict_survives_json():
+    s = NormStats((1/3, .1), (.2, 2/7), name='x', estimator='image', domain='chest X-ray', value_range=(-1024, 1024), source='here')
+    assert NormStats.from_dict(json.loads(json.dumps(s.to_dict())))==s
+
+@pytest.mark.parametrize('d', [[], dict(mean=[1]), dict(mean=[1], std=[1], men=[1])])
+def test_normstats_from_foreign_dict(d):
+    with pytest.raises(ValueError, match='NormStats'): NormStats.from_dict(d)
+
+def test_normstats_to_torchvision():
+    s,x = NormStats((.1, .2, .3), (.4, .5, .6)),images(2, 5, 4)
+    want = (x.double()-torch.tensor(s.mean).double().view(3, 1, 1))/torch.tensor(s.std).double().view(3, 1, 1)
+    tfm  = s.to_torchvision()
+    assert isinstance(tfm, v2.Normalize)
+    torch.testing.assert_close(tfm(x).double(), want, rtol=1e-5, atol=1e-6)
+
+# --- moments
+
+@pytest.mark.parametrize('shape', [(9, 7), (63,), (4, 5, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize('bs', [1, 4, 11])
+def test_moments(shape, bs):
+    x = images(11, *shape)
+    rs = run(x.split(bs))
+    names = stat_names if shape!=(1, 1) else ('mean', 'std', 'mean_se', 'std_se')
+    check(rs, [x], names=names)
+    assert (rs.n_images, rs.n_pixels, rs.n_channels) == (11, 11*math.prod(shape), 3)
+    if shape==(1, 1): close(rs.image_std, [0]*3, 0)
+
+@pytest.mark.parametrize('dtype,scale,offset', [(torch.float64, 1, 0), (torch.float16, 1, 0), (torch.bfloat16, 1, 0), (torch.uint8, 255, 0), (torch.int8, 200, -100),
+    (torch.int16, 4000, -1000), (torch.uint16, 65535, 0), (torch.int32, 1e9, -5e8), (torch.int64, 1e9, 0)], ids=str)
+def test_dtypes(dtype, scale, offset):
+    "16-bit floats hold 3 digits: the sums must not be made in them"
+    x = (images(6, 20, 20).double()*scale+offset).to(dtype)
+    check(run(x.split(4)), [x], rtol=1e-9)
+
+def test_tensor_types_and_layouts():
+    "A fastai subclass, a transposed view and one that needs a gradient count as what they hold"
+    x = images(6, 9, 7)
+    want = run([x]).to_dict()
+    assert run([TensorImage(x)]).to_dict()==want
+    assert run([x.to(memory_format=torch.channels_last)]).to_dict()==want
+    assert run([x.clone().requires_grad_()]).to_dict()==want
+    rs = run([TensorImage(x)])
+    assert all(type(getattr(rs, k)) is torch.Tensor and getattr(rs, k).dtype==torch.float64 for k in (*stat_names, 'min', 'max'))
+
+def test_batch_is_left_as_it_is():
+    x = images(3, 5, 5)
+    was = x.clone()
+    RunningStats().update(x)
+    assert torch.equal(x, was)
+
+@pytest.mark.parametrize('bs', [1, 3, 8])
+def test_against_sklearn(bs):
+    "Another incremental implementation, fed batch by batch with pixels as rows"
+    x,sk,rs = images(8, 12, 10),StandardScaler(),RunningStats()
+    for b in x.split(bs):
+        rs.update(b)
+        sk.partial_fit(b.double().transpose(0, 1).flatten(1).T.numpy())
+    close(rs.mean, sk.mean_, 1e-12), close(rs.std, np.sqrt(sk.var_), 1e-12)
+
+def test_large_offset():
+    "30000 ± 100, as in unscaled 16-bit images: E[x²]−E[x]² in float32 fails where this one does not"
+    x = (30000+100*torch.randn(8, 2, 64, 64, generator=torch.Generator().manual_seed(0))).float()
+    ref = reference([x])
+    naive = ((x**2).mean((0,2,3))-x.mean((0,2,3))**2).clamp(min=0).sqrt()
+    assert (np.abs(naive.numpy()/ref['std']-1)>1e-3).any()
+    for bs in (1, 3, 8): check(run(x.split(bs)), [x], rtol=1e-5)
+    check(run(x.split(3)), [x], rtol=1e-9)
+
+def test_small_values(): check(run((images(6, 8, 8)*1e-12).split(2)), [images(6, 8, 8)*1e-12])
+
+@pytest.mark.parametrize('v', [0., .1, 255, 30000.1, -1024])
+def test_constant_channel_has_std_0(v):
+    "Exactly 0, also where the float32 value has no short binary form; the varying channel beside it is right"
+    x = images(6, 9, 9, c=2)
+    x[:,0] = v
+    rs = run(x.split(4))
+    assert rs.std[0]==rs.image_std[0]==rs.std_se[0]==0
+    close(rs.mean[0], x[0,0,0,0].double(), 1e-15)
+    close(rs.std[1], x[:,1].double().numpy().std(), 1e-9)
+    with pytest.raises(ValueError, match='above 0'): rs.stats()
+
+def test_constant_images_of_different_brightness():
+    "No spread within an image and some between: only the pooled std sees it"
+    x = torch.tensor([.2, .4, .9]).view(3, 1, 1, 1).expand(3, 1, 6, 6)
+    rs = run([x[:2], x[2:]])
+    close(rs.std, [x[:,0,0,0].double().numpy().std()], 1e-12)
+    assert rs.image_std[0]<1e-12
+
+def test_stats():
+    rs = run([images(5, 9, 9)])
+    pooled,image = rs.stats(),rs.stats('image')
+    assert (pooled.estimator, image.estimator)==('pooled', 'image') and pooled.mean==image.mean==tuple(rs.mean.tolist())
+    assert pooled.std==tuple(rs.std.tolist()) and image.std==tuple(rs.image_std.tolist())
+    with pytest.raises(ValueError, match='estimator'): rs.stats('median')
+
+# --- merging
+
+def parts(x, rng):
+    "`x` cut into pieces at random places, each a batch"
+    cuts = sorted(rng.choice(np.arange(1, len(x)), rng.integers(0, 6), replace=False).tolist())
+    return [p for p in torch.tensor_split(x, cuts)]
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('offset', [0, 30000])
+def test_merge_any_split_any_order(seed, offset):
+    rng = np.random.default_rng(seed)
+    x   = images(20, 8, 7, seed=seed).double()*(100 if offset else 1) + offset
+    one = RunningStats(value_range=(0, 40000)).update(x)
+    ps  = [run([p], value_range=(0, 40000)) for p in parts(x, rng)]
+    while len(ps)>1:  # any two, either way round, by `+` or `merge`
+        a,b = (ps.pop(int(rng.integers(len(ps)))) for _ in range(2))
+        ps.append(a+b if rng.random()<.5 else a.merge(b))
+    for k in (*stat_names, 'min', 'max'): close(getattr(ps[0], k), getattr(one, k), 1e-12)
+    assert (ps[0].n_images, ps[0].n_pixels)==(one.n_images, one.n_pixels)
+    for k in ('hist', 'underflow', 'overflow'): assert torch.equal(getattr(ps[0], k), getattr(one, k))
+
+def test_many_merges_do_not_drift():
+    x = images(400, 3, 3)+1000
+    close(run(x.split(1)).std, run([x]).std, 1e-12)
+
+def test_merge_of_very_different_parts():
+    "A black thousand and one bright image: the large shift between the parts is where a naive merge loses digits"
+    a,b = images(1000, 2, 2)*1e-3,images(1, 2, 2)+5e4
+    for ps in ([a, b], [b, a]): check(run(ps), [a, b], rtol=1e-9)
+
+def sized(seed=0): return [images(1, h, w, seed=seed+i) for i,(h,w) in enumerate([(4, 5), (20, 10), (7, 7), (40, 3), (1, 2), (16, 16)])]
+
+def test_images_of_different_sizes():
+    "Pixel-weighted moments, and standard errors of a ratio of two sums"
+    check(run(sized()), sized(), rtol=1e-9)
+    rs,back = run(sized()),run(sized()[::-1])
+    for k in stat_names: close(getattr(rs, k), getattr(back, k), 1e-12)
+    assert rs.n_pixels==sum(b[0,0].numel() for b in sized())
+
+def test_plus_leaves_both_alone():
+    a,b = run([images(3, 4, 4)]),run([images(2, 4, 4, seed=1)])
+    was = a.to_dict(),b.to_dict()
+    s = a+b
+    s.update(images(1, 4, 4))
+    assert (a.to_dict(), b.to_dict())==was
+
+def test_merge_does_not_share_memory():
+    a,b = RunningStats(),run([images(3, 4, 4)])
+    was = b.to_dict()
+    a.merge(b).update(images(2, 4, 4, seed=1))
+    assert b.to_dict()==was
+
+def test_merge_with_empty():
+    rs,want = run([images(3, 4, 4)]),run([images(3, 4, 4)]).to_dict()
+    assert (rs+RunningStats()).to_dict()==(RunningStats()+rs).to_dict()==rs.merge(RunningStats()).to_dict()==want
+    assert (RunningStats()+RunningStats()).n_images==0
+
+def test_merge_with_itself_counts_twice():
+    x,rs = images(4, 5, 5),run([images(4, 5, 5)])
+    rs.merge(rs)
+    check(rs, [x, x], rtol=1e-9)
+
+# --- standard errors
+
+def test_se_formulas_for_images_of_one_size():
+    "SE(mean) = SD of image means / √n; SE(std) = SD(q) / (2 std √n)"
+    x = images(12, 6, 6)
+    a,rs,n = x.double().numpy(),run(x.split(5)),12
+    mean,std = a.mean((0,2,3)),a.std((0,2,3))
+    q = ((a-mean[:,None,None])**2).mean((2,3))
+    close(rs.mean_se, a.mean((2,3)).std(0, ddof=1)/np.sqrt(n), 1e-9)
+    close(rs.std_se,  q.std(0, ddof=1)/(2*std*np.sqrt(n)), 1e-9)
+    close(rs.image_std_se, a.std((2,3)).std(0, ddof=1)/np.sqrt(n), 1e-9)
+
+def test_se_is_the_spread_over_samples():
+    "The scatter of the estimates over 400 independent samples is what the standard errors say"
+    rs = [run([images(60, 3, 3, seed=i, c=1)]) for i in range(400)]
+    for k in ('mean', 'std', 'image_std'):
+        scatter = torch.cat([getattr(r, k) for r in rs]).std()
+        claimed = torch.cat([getattr(r, f'{k}_se') for r in rs]).square().mean().sqrt()
+        assert .88<claimed/scatter<1.12, (k, claimed, scatter)
+
+def test_single_image_has_no_se():
+    rs = run([images(1, 8, 8)])
+    for k in ('mean_se', 'std_se', 'image_std_se'): assert getattr(rs, k).isnan().all() and getattr(rs, k).shape==(3,)
+
+# --- histogram
+
+def test_histogram_of_small_images_is_numpys():
+    "Up to a thousand pixels all are counted; the ends of the range belong to the first and last bin"
+    x = images(5, 30, 30)*1.6-.3
+    x[0,0,0,0],x[0,0,0,1] = 0,1
+    rs = run(x.split(2), bins=32)
+    for c in range(3):
+        v = x[:,c].double().numpy().ravel()
+        assert rs.hist[c].tolist()==np.histogram(v, 32, (0, 1))[0].tolist()
+        assert (rs.underflow[c], rs.overflow[c])==((v<0).sum(), (v>1).sum())
+    assert (rs.hist.sum(1)+rs.underflow+rs.overflow).tolist()==[rs.n_pixels]*3
+
+@pytest.mark.parametrize('value_range', [(0, 1), (-2, 5), (.25, .75)])
+def test_histogram_of_large_images_is_of_an_even_sample(value_range):
+    x = images(3, 50, 50)
+    rs,every3 = run([x], bins=20, value_range=value_range),x.flatten(2)[...,::3].double().numpy()  # 2,500/3 = 834 of each image
+    for c in range(3): assert rs.hist[c].tolist()==np.histogram(every3[:,c], 20, value_range)[0].tolist()
+
+@pytest.mark.parametrize('h,w', [(40, 40), (64, 64), (100, 100), (96, 120), (60, 210), (1, 5000), (5000, 1), (37, 91)])
+def test_histogram_sample_is_spread_evenly(h, w):
+    "Pixels numbered through show which are counted: a constant step, about a thousand of them, from every column"
+    n  = h*w
+    rs = run([torch.arange(n).view(1, 1, h, w)], bins=n, value_range=(-.5, n-.5))
+    at = rs.hist[0].nonzero().flatten()
+    assert rs.hist.max()==1 and len(at.diff().unique())==1
+    assert 400<=len(at)<=1000
+    if w<=len(at): assert len((at%w).unique())==w
+
+# --- state
+
+def test_dict_survives_json_bit_by_bit():
+    rs = run(images(7, 9, 9).split(3))
+    back = RunningStats.from_dict(json.loads(json.dumps(rs.to_dict())))
+    assert back.to_dict()==rs.to_dict()
+    for k in (*stat_names, 'min', 'max', 'hist'): assert torch.equal(getattr(back, k), getattr(rs, k))
+    more = images(4, 9, 9, seed=1)
+    assert back.update(more).to_dict()==rs.update(more).to_dict()
+
+def test_empty_dict_survives_json():
+    rs = RunningStats(bins=16, value_range=(0, 255))
+    back = RunningStats.from_dict(json.loads(json.dumps(rs.to_dict())))
+    assert (back.bins, back.value_range, back.n_images)==(16, (0., 255.), 0)
+    back.update(images(1, 2, 2))
+
+@pytest.mark.parametrize('d', [None, [], {}, dict(bins=3)])
+def test_from_foreign_dict(d):
+    with pytest.raises(ValueError, match='RunningStats'): RunningStats.from_dict(d)
+
+@pytest.mark.parametrize('again', [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=['deepcopy', 'pickle'])
+def test_copies_are_equal_and_apart(again):
+    rs = run([images(4, 6, 6)])
+    new,was = again(rs),rs.to_dict()
+    assert new.to_dict()==was
+    new.update(images(2, 6, 6, seed=1))
+    assert rs.to_dict()==was and new.n_images==6
+
+def test_memory_does_not_grow():
+    rs = run(images(10, 4, 4).split(1))
+    def size(): return sum(v.numel() for v in vars(rs).values() if torch.is_tensor(v)),sorted(vars(rs)),len(pickle.dumps(rs))
+    ten = size()
+    for i in range(99): rs.update(images(10, 4, 4, seed=i))
+    thousand = size()
+    assert rs.n_images==1000 and thousand[:2]==ten[:2]
+    assert abs(thousand[2]-ten[2])<100  # the integers are written with more digits
+
+@pytest.mark.parametrize('k', [*stat_names, 'stats'])
+def test_empty(k):
+    with pytest.raises(ValueError, match='no images'): r = getattr(RunningStats(), k); r()
+    assert 'no images' in repr(RunningStats())
+
+def bad_pixel(v, n=1):
+    x = images(2, 4, 4)
+    x[1,2].view(-1)[:n] = v
+    return x
+
+@pytest.mark.parametrize('x,err,match', [
+    (bad_pixel(math.nan, 3),           ValueError, '3 in channel 2'),
+    (bad_pixel(math.inf),              ValueError, '1 in channel 2'),
+    (bad_pixel(-math.inf),             ValueError, '1 in channel 2'),
+    (images(2, 4, 4, c=1),             ValueError, '1 channels after images of 3'),
+    (images(2, 4, 4)[:,0,0],           ValueError, r'must be \(B, C, \*spatial\)'),
+    (images(2, 4, 4)[:0],              ValueError, 'no empty side'),
+    (images(2, 4, 4)[...,:0],          ValueError, 'no empty side'),
+    (images(2, 4, 4)>.5,               TypeError,  'real numbers'),
+    (images(2, 4, 4).to(torch.cfloat), TypeError,  'real numbers'),
+    (images(2, 4, 4).numpy(),          TypeError,  'must be a tensor')])
+def test_refused_batch_changes_nothing(x, err, match):
+    rs = run([images(5, 4, 4)])
+    was = rs.to_dict()
+    with pytest.raises(err, match=match) as e: rs.update(x)
+    assert rs.to_dict()==was and '\n' not in str(e.value)
+
+def test_refused_first_batch_changes_nothing():
+    rs = RunningStats()
+    with pytest.raises(ValueError): rs.update(bad_pixel(math.nan))
+    assert rs.update(images(5, 4, 4)).to_dict()==run([images(5, 4, 4)]).to_dict()
+
+@pytest.mark.parametrize('other,err,match', [
+    (RunningStats(bins=10).update(images(2, 4, 4)),              ValueError, 'histograms differ'),
+    (RunningStats(value_range=(0, 2)).update(images(2, 4, 4)),   ValueError, 'histograms differ'),
+    (RunningStats().update(images(2, 4, 4, c=1)),                ValueError, 'channels'),
+    (3,                                                          TypeError,  'RunningStats only')], ids=['bins', 'range', 'channels', 'type'])
+def test_refused_merge_changes_nothing(other, err, match):
+    rs = run([images(5, 4, 4)])
+    was = rs.to_dict()
+    with pytest.raises(err, match=match): rs.merge(other)
+    assert rs.to_dict()==was
+
+@pytest.mark.parametrize('kwargs,match', [(dict(bins=0), '`bins`'), (dict(value_range=(1, 1)), '`value_range`'), (dict(value_range=(0, math.nan)), '`value_range`')])
+def test_refused_arguments(kwargs, match):
+    with pytest.raises(ValueError, match=match): RunningStats(**kwargs)
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_gpu():
+    "Batches on the GPU give float64 results on the CPU"
+    x = images(6, 20, 20)
+    rs = run(x.cuda().split(4))
+    check(rs, [x], rtol=1e-9)
+    assert all(getattr(rs, k).device.type=='cpu' for k in (*stat_names, 'min', 'max', 'hist'))
