@@ -223,6 +223,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform.DatasetStats.__init__': ( 'transform.html#datasetstats.__init__',
                                                                                                   'fastai_normstats/transform.py'),
+                                            'fastai_normstats.transform.DatasetStats._choose': ( 'transform.html#datasetstats._choose',
+                                                                                                 'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform.DatasetStats._fit': ( 'transform.html#datasetstats._fit',
                                                                                               'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform.DatasetStats.encodes': ( 'transform.html#datasetstats.encodes',

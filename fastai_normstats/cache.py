@@ -83,7 +83,7 @@ def _object(o, inner):
     own = tuple(getattr(o, n, None) for n in ('order', 'split_idx'))
     return (type(o), tuple((n, inner(getattr(o, n))) for n in names), funcs, own)
 
-# %% ../nbs/04_cache.ipynb #c5a82e8f
+# %% ../nbs/04_cache.ipynb #0374cbbf
 def _file_state(path):
     "Size and time of the last change of a file, `None` where there is none"
     try: s = os.stat(path)
@@ -93,7 +93,8 @@ def _file_state(path):
 def describe_items(items):
     "Training items: files by path, size and time of the last change; rows and other values by value"
     if isinstance(items, (pd.DataFrame, pd.Series, np.ndarray, torch.Tensor)): return describe(items)
-    return tuple((os.fspath(o), _file_state(o)) if isinstance(o, os.PathLike) else describe(o) for o in items)
+    res = tuple((os.fspath(o), _file_state(o)) if isinstance(o, os.PathLike) else describe(o) for o in items)
+    return _digest('files', repr(res).encode(), len(res)) if all(isinstance(o, os.PathLike) for o in items) else res
 
 def measure_key(
     dl:TfmdDL   # A training loader
@@ -102,7 +103,7 @@ def measure_key(
     ds = dl.dataset
     inputs = [tl.tfms for tl in ds.tls[:ds.n_inp]] if hasattr(ds, 'tls') else [getattr(ds, 'tfms', None)]
     items = getattr(ds, 'items', None)
-    return dict(items     = _Same(ds) if items is None else describe_items(items)[:dl.n],
+    return dict(items     = _Same(ds) if items is None else describe_items(items),
                 n         = dl.n,
                 load      = tuple(map(describe, inputs)),
                 item_tfms = describe(dl.after_item),

@@ -137,7 +137,7 @@ def _cmd_demo(args):
         _write_digits(Path(d))
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #2404ac61
+# %% ../nbs/11_cli.ipynb #6f125483
 _commands = dict(fit=_cmd_fit, show=_cmd_show, demo=_cmd_demo)
 
 def _one_line(e): return ' '.join(str(e).split()) or type(e).__name__
@@ -152,7 +152,12 @@ def main(
     argv:list|None=None  # Arguments; `None`: those of the process
 )->int:
     "Run `normstats`; returns the exit status: 0, 1 after a user's mistake (one line on stderr), 130 after Ctrl-C"
-    try: _run(argv)
+    try:
+        _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except KeyboardInterrupt: print('normstats: interrupted, nothing was written', file=sys.stderr); return 130
     except (CliError, ValueError, TypeError, OSError) as e: print(f'normstats: {_one_line(e)}', file=sys.stderr); return 1
     except Exception as e: print(f'normstats: {type(e).__name__}: {_one_line(e)}', file=sys.stderr); return 1

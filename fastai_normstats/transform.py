@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #07675c0a
+# %% ../nbs/06_transform.ipynb #957c5a58
 import warnings
 from copy import copy
 
@@ -15,6 +15,7 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fasttransform import Pipeline
 from plum import NotFoundLookupError
 
 from .cache import measure_key
@@ -52,7 +53,7 @@ def _is_valid_loader(dl, fitted_on_shuffled):
     idx = getattr(dl.dataset, 'split_idx', None)
     return idx!=0 if idx is not None else fitted_on_shuffled and not dl.shuffle
 
-# %% ../nbs/06_transform.ipynb #9f6b9c10
+# %% ../nbs/06_transform.ipynb #3a2c9a0e
 def _put_copy(pipe, old, new):
     "Put `new` in the place of `old` in a pipeline, which holds each transform in `fs` and by name"
     for k,v in list(vars(pipe).items()):
@@ -74,9 +75,10 @@ class _New:
 
 def _beside(pipe, tfm):
     "Every other Normalize in a pipeline that is being set up (its `__dict__` still has all transforms by name)"
+    if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #94067f5c
+# %% ../nbs/06_transform.ipynb #c0f8e1b5
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -101,7 +103,7 @@ class DatasetStats(Normalize):
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
                              policy=policy or Policy())
         self.seed,self.measure,self.verbose = seed,measure,verbose
-        self._key,self._shuffled,self.pinned = None,False,False
+        self._fits,self._shuffled,self.pinned = [],False,False
 
     @property
     def name(self):
@@ -109,7 +111,7 @@ class DatasetStats(Normalize):
         nums = ' / '.join(', '.join(f'{o:.4g}' for o in torch.as_tensor(v).flatten().tolist()) for v in (self.mean, self.std))
         return f"{type(self).__name__} -- {nums}{f' ({self.choice.kind}, rule {self.choice.rule})' if self.choice else ''}"
 
-    def __getstate__(self): return {**vars(self), '_key': None}  # items and functions: not for pickles and copies
+    def __getstate__(self): return {**vars(self), '_fits': []}  # keys hold items and functions: not for pickles and copies
 
     def encodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
@@ -127,7 +129,7 @@ class DatasetStats(Normalize):
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #a569fb5f
+# %% ../nbs/06_transform.ipynb #5d035663
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
@@ -135,20 +137,24 @@ def _resolve(stats):
 
 @patch
 def _fit(self:DatasetStats, dl):
-    "Measure, unless this very split after these very transforms was measured before, and choose"
+    "Take the choice that was made for this very split after these very transforms, else measure and choose"
     key = measure_key(dl)
-    if key==self._key: return
-    if self.pinned and self._key:
-        parts = ', '.join(k for k in key if key[k]!=self._key[k])
+    before = next((c for k,c in self._fits if k==key), None)
+    if before is None and self.pinned and self._fits:
+        parts = ', '.join(k for k in key if key[k]!=self._fits[0][0][k])
         warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are measured again")
-    measured = measure_stats(dl, seed=self.seed, verbose=self.verbose) if self.measure else None
-    try: choice = choose_stats(dl.n, measured, **self.question)
-    except NotMeasured:
-        measured = measure_stats(dl, seed=self.seed, verbose=self.verbose)
-        choice = choose_stats(dl.n, measured, **self.question)
-    self.choice,self._key,self._shuffled = choice,key,dl.shuffle
+    self.choice,self._shuffled = before or self._choose(dl),dl.shuffle
+    if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (key, self.choice)]
+
+@patch
+def _choose(self:DatasetStats, dl):
+    "Choose, with a pass over `dl` where the rules need one, and tell the user"
+    def measured(): return measure_stats(dl, seed=self.seed, verbose=self.verbose)
+    try: choice = choose_stats(dl.n, measured() if self.measure else None, **self.question)
+    except NotMeasured: choice = choose_stats(dl.n, measured(), **self.question)
     for w in choice.warnings: warnings.warn(w)
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
+    return choice
 
 # %% ../nbs/06_transform.ipynb #134b1f03
 @patch
