@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['KeptSplit']
 
-# %% ../nbs/07_block.ipynb #f5966208
+# %% ../nbs/07_block.ipynb #63080af8
+from difflib import get_close_matches
 from inspect import signature
 
 from fastai.data.block import DataBlock
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders, FilteredBase, TfmdDL
 from fastai.data.transforms import Normalize, RandomSplitter
 from fastai.torch_core import get_random_states, set_random_states
 from fastcore.basics import patch
@@ -36,12 +37,23 @@ class KeptSplit:
         if not len(self.splits[0]): raise ValueError(f"no training images: the splitter put all {len(items):,} items into validation")
         return self.splits
 
-# %% ../nbs/07_block.ipynb #856875bd
+# %% ../nbs/07_block.ipynb #e35131e4
 _own = [k for k in signature(DatasetStats.__init__).parameters if k not in ('self', 'mean', 'std')]
 
 def _with_stats(tfms, tfm):
     "`tfms` with `tfm` in place of every Normalize"
     return L(o for o in tfms if not isinstance(o, Normalize) and not (isinstance(o, type) and issubclass(o, Normalize))) + [tfm]
+
+def _check_keywords(block, kwargs):
+    "Refuse keywords that no loader knows: fastai would ignore a misspelt one without a word"
+    loaders,dl_type = signature(FilteredBase.dataloaders).parameters,kwargs.get('dl_type') or block.dl_type
+    params = signature(dl_type.__init__).parameters
+    if any(p.kind==p.VAR_KEYWORD for p in params.values()): return
+    known = {*params, *loaders, *dl_type._methods, *_own, 'path', 'verbose', 'dl_type'}
+    for k in kwargs:
+        if k in known or k.removeprefix('val_') in known: continue
+        near = get_close_matches(k, sorted(known), n=1)
+        raise TypeError(f"fit_stats has no keyword {k!r}{f': did you mean {near[0]!r}?' if near else ''}")
 
 def _fit_block(self, source, **kwargs):
     "Make the loaders once, which measures; an unreadable file is named"
@@ -60,6 +72,7 @@ def fit_stats(self:DataBlock,
     **kwargs     # Keywords of `DatasetStats` (`stats`, `pretrained`, `frozen`, `policy`, `seed`…), and of `dataloaders`
 )->DataBlock:
     "Measure the training split of `source`, choose statistics and install them; `stats_choice` says what was chosen and why"
+    _check_keywords(self, kwargs)
     tfm = DatasetStats(model=model, **{k: kwargs.pop(k) for k in _own if k in kwargs})
     before,states = {k: getattr(self, k) for k in ('splitter', 'batch_tfms', 'default_batch_tfms')},get_random_states()
     if not isinstance(self.splitter, KeptSplit): self.splitter = KeptSplit(self.splitter or RandomSplitter())

@@ -63,7 +63,7 @@ def _function(f, inner):
         return inner(v) if callable(v) or isinstance(v, (str, int, float, bool, type(None))) else _Same(v)
     return ('function', f.__module__, f.__code__, inner(f.__defaults__), inner(f.__kwdefaults__), tuple(map(cell, f.__closure__ or ())))
 
-# %% ../nbs/04_cache.ipynb #013bbe11
+# %% ../nbs/04_cache.ipynb #77f3e16c
 _bases = (object, Transform)
 
 def _params(cls):
@@ -72,12 +72,17 @@ def _params(cls):
     inits = [c.__init__ for c in cls.__mro__ if '__init__' in vars(c) and c not in _bases and not c.__module__=='builtins']
     return sorted({p.name for f in inits for p in list(inspect.signature(f).parameters.values())[1:] if p.kind in named})
 
+def _state(o, inner):
+    "What an object holds now: numbers, words and arrays by value, the rest by identity"
+    plain = (bool, int, float, str, tuple, np.ndarray, torch.Tensor)
+    return tuple((k, inner(v) if isinstance(v, plain) else _Same(v)) for k,v in getattr(o, '__dict__', {}).items() if not k.startswith('__'))
+
 def _object(o, inner):
     "An object by class and arguments, and a transform by the functions it was made from as well"
     try: names = _params(type(o))
     except (TypeError, ValueError): return _Same(o)
     lost = [n for n in names if not hasattr(o, n)]
-    if lost and not type(o).__module__.startswith('fastai.'): return _Same(o)  # fastai's `Flip`, `Rotate`… keep all in `aff_fs`
+    if lost and not type(o).__module__.startswith('fastai.'): return (_Same(o), _state(o, inner))  # fastai's `Flip`, `Rotate`… keep all in `aff_fs`
     names = [n for n in names if n not in lost]
     funcs = tuple(inner(m.implementation) for nm in ('encodes', 'decodes') if nm in vars(o) for m in vars(o)[nm].methods)
     own = tuple(getattr(o, n, None) for n in ('order', 'split_idx'))

@@ -76,7 +76,7 @@ def _splitter(args, path):
     if not train.is_dir(): raise CliError(f"no such folder: {train} (`--train-folder` is looked for below PATH)")
     return FuncSplitter(lambda f: train not in f.parents)
 
-# %% ../nbs/11_cli.ipynb #096a1e37
+# %% ../nbs/11_cli.ipynb #92ae7095
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats` and return the choice"
     from fastai.data.block import DataBlock
@@ -91,11 +91,16 @@ def _fit(args, path, name):
 
 def _workers(): return min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 0)
 
-def _writable(file):
+def _check_outputs(out=None, plot=None):
     "Refuse now an output file that could not be written after the long pass"
-    if file and not os.access(Path(file).absolute().parent, os.W_OK): raise CliError(f"cannot write {file}: no such folder, or no permission")
+    for f in filter(None, (out, plot)):
+        if not os.access(Path(f).absolute().parent, os.W_OK) or Path(f).is_dir(): raise CliError(f"cannot write {f}: no such folder, or no permission")
+    if not plot: return
+    from matplotlib.backend_bases import FigureCanvasBase
+    kinds = sorted(FigureCanvasBase.filetypes)
+    if Path(plot).suffix.lower().lstrip('.') not in kinds: raise CliError(f"cannot draw a picture of kind {Path(plot).suffix!r}: {plot} must end in one of {', '.join(kinds)}")
 
-# %% ../nbs/11_cli.ipynb #079e1063
+# %% ../nbs/11_cli.ipynb #b3be93fb
 def _plot(choice, file):
     "Write the picture of `choice` to `file`"
     import matplotlib
@@ -112,15 +117,15 @@ def _report(choice, args):
     if args.plot: _plot(choice, args.plot)
 
 def _cmd_fit(args):
-    for f in (args.out, args.plot): _writable(f)
+    _check_outputs(args.out, args.plot)
     _report(_fit(args, Path(args.path), args.path), args)
 
 def _cmd_show(args):
     from fastai_normstats.policy import StatsChoice
-    _writable(args.plot)
+    _check_outputs(plot=args.plot)
     _report(StatsChoice.load(args.file), args)
 
-# %% ../nbs/11_cli.ipynb #107bce4d
+# %% ../nbs/11_cli.ipynb #5be74e5b
 def _write_digits(folder):
     "scikit-learn's handwritten digits (1,797 of 8 x 8 pixels) as an image folder with a subfolder a class"
     import numpy as np
@@ -132,7 +137,7 @@ def _write_digits(folder):
         Image.fromarray((a*255/16).round().astype(np.uint8)).save(folder/str(y)/f'{i:04}.png')
 
 def _cmd_demo(args):
-    for f in (args.out, args.plot): _writable(f)
+    _check_outputs(args.out, args.plot)
     with tempfile.TemporaryDirectory(prefix='digits-') as d:
         _write_digits(Path(d))
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)

@@ -80,7 +80,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #62c0d585
+# %% ../nbs/03_measure.ipynb #347fc9ac
 def _once_each(dl, seed):
     "A loader like `dl` over each of its items once, in a seeded random order and up to Normalize, and that order"
     tfms = before_normalize(dl)
@@ -94,18 +94,21 @@ def _once_each(dl, seed):
 
 def _hist_range(x):
     "The histogram's range, from a first batch: [0, 1] or [0, 255] where values keep to it, else theirs and a tenth on either side"
-    lo,hi = float(x.min()),float(x.max())
+    x = x[x.isfinite()]
+    lo,hi = (float(x.min()),float(x.max())) if len(x) else (0., 1.)
     if lo>=0 and hi<=255: return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
 
-# %% ../nbs/03_measure.ipynb #4a605b70
+# %% ../nbs/03_measure.ipynb #7f14da5b
 def _update(rs, x, loader, idxs):
     "Count batch `x` in, naming the first item that holds NaN or infinity"
     try: return rs.update(x)
     except ValueError as e:
-        images = ((i, input_images(loader.do_item(i), 1)) for i in idxs if not x.isfinite().all())
-        bad = next((i for i,ims in images if not ims[0].isfinite().all()), None)
+        if x.isfinite().all(): raise
+        bad = next((i for i in idxs if _has_nonfinite(loader.do_item(i))), None)  # not the transforms' doing if an item has it
         raise ValueError(str(e) if bad is None else f"{_item_name(getattr(loader.dataset, 'items', None), bad)}: {e}") from e
+
+def _has_nonfinite(item): return item is not None and any(not im.isfinite().all() for im in input_images(item, 1))
 
 def measure_stats(
     dl:TfmdDL,          # The training loader, e.g. `dls.train`
@@ -115,7 +118,7 @@ def measure_stats(
 )->RunningStats:
     "Statistics of the pixels that a model trained on `dl` would see, before normalisation; `ReadError` names a file that fails"
     if tol!=0: raise ValueError(f"`tol` must be 0, got {tol!r}: this version measures the whole training split")
-    rs,seen = None,0
+    rs = None
     with no_random(seed, reproducible=False):
         loader,idxs = _once_each(dl, seed)
         n_inp = getattr(dl.dataset, 'n_inp', 1)
@@ -123,8 +126,7 @@ def measure_stats(
             for b in progress_bar(loader, leave=False) if verbose else loader:
                 images = input_images(b, n_inp)
                 if rs is None: rs = RunningStats(value_range=_hist_range(images[0]))
-                for x in images: _update(rs, x, loader, idxs[seen:seen+len(x)])
-                seen += len(images[0])
+                for x in images: _update(rs, x, loader, idxs)
         except ReadError as e: raise _from_worker(e) from e
     if rs is None: raise ValueError("the loader yielded no batch: every item was skipped")
     return rs

@@ -58,7 +58,7 @@ class _Case:
     @property
     def n_text(self): return f"{self.n_images:,} training image{'s'*(self.n_images!=1)}"
 
-# %% ../nbs/02_policy.ipynb #45dbb4a5
+# %% ../nbs/02_policy.ipynb #4100fe58
 @dataclass(frozen=True)
 class _Verdict:
     "What a rule gives"
@@ -73,14 +73,16 @@ def _models(case, why, warnings=()):
 
 def _custom(case, why, warnings=()):
     "The measured statistics; a constant channel gets std 1, as in scikit-learn's `StandardScaler`"
-    m,const = case.own,_constant(case.own)
-    stats = NormStats(m.mean, m.std.where(~const, 1.), value_range=_lives_on(m), source=f"measured on {m.n_images:,} training images")
+    m = case.own
+    stats = NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source=f"measured on {m.n_images:,} training images")
     return _Verdict(stats, 'custom', why, list(warnings))
 
-# %% ../nbs/02_policy.ipynb #26f53580
+# %% ../nbs/02_policy.ipynb #87966927
 def _constant(m):
     "Channels whose values are one constant, up to the rounding of float32"
     return m.std <= 1e-6*torch.maximum(m.min.abs(), m.max.abs())
+
+def _divisor(m): return m.std.where(~_constant(m), 1.)
 
 def _lives_on(m):
     "The value range of measured images: that of the histogram if they keep to it, else their own"
@@ -188,7 +190,7 @@ def _unclear(case):
 _rules = dict(given=_given, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #e2d2b6ad
+# %% ../nbs/02_policy.ipynb #b6d90231
 _format = 'fastai_normstats.StatsChoice'
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ class StatsChoice:
 
     def code(self)->str:
         "The line that hard-codes these statistics in a script; gives the same float32 numbers"
-        mean,std = (f"({', '.join(f'{o:.9g}' for o in v)}{','*(len(v)==1)})" for v in self.stats)
+        f32 = (torch.tensor(v, dtype=torch.float32).tolist() for v in self.stats)  # 9 digits of a float32 give it back exactly
+        mean,std = (f"({', '.join(f'{o:.9g}' for o in v)}{','*(len(v)==1)})" for v in f32)
         return f"Normalize.from_stats({mean}, {std})  # {self.stats.name}, rule `{self.rule}`, {self.n_images:,} training images"
 
     def __repr__(self):
@@ -217,7 +220,7 @@ class StatsChoice:
         table = self.table().to_html(index=False, float_format='%.4g', na_rep='–', border=0)
         return f'<p><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): {escape(self.why)}{warn}</p>{table}'
 
-# %% ../nbs/02_policy.ipynb #be4510c7
+# %% ../nbs/02_policy.ipynb #be4132c1
 _stats_cols = ['mean', 'mean_se', 'std', 'std_se', 'image_std', 'shift', 'std_ratio']
 
 @patch
@@ -238,7 +241,7 @@ def _measured_rows(m, model, used):
     "Rows for the measured statistics, compared with `model` where the channels agree"
     nan = torch.full((m.n_channels,), torch.nan)
     shift,ratio = _difference(m, model)[:2] if model and len(model.mean)==m.n_channels else (nan, nan)
-    values = torch.stack([m.mean, m.mean_se, m.std, m.std_se, m.image_std, shift, ratio.exp()], 1).tolist()
+    values = torch.stack([m.mean, m.mean_se, _divisor(m), m.std_se, m.image_std, shift, ratio.exp()], 1).tolist()
     return [dict(zip(_stats_cols, v), candidate='custom', channel=c, used=used) for c,v in enumerate(values)]
 
 # %% ../nbs/02_policy.ipynb #1af06ce8
@@ -268,7 +271,7 @@ def save(self:StatsChoice,
     _write_json(path, self.to_dict())
     return Path(path)
 
-# %% ../nbs/02_policy.ipynb #26b0bdc8
+# %% ../nbs/02_policy.ipynb #4b4efcd4
 @patch(cls_method=True)
 def from_dict(cls:StatsChoice, d)->StatsChoice:
     "The choice that `to_dict` wrote"
@@ -276,6 +279,8 @@ def from_dict(cls:StatsChoice, d)->StatsChoice:
     if d.get('version')!=1: raise ValueError(f"this StatsChoice has format version {d.get('version')!r}, and 1 is what can be read")
     d = {k: v for k,v in d.items() if k not in ('format', 'version')}
     d = dict(_known(cls, d, 'stats', 'kind', 'rule', 'why', 'n_images'))
+    for k,types in dict(stats=dict, kind=str, rule=str, why=str, n_images=int, warnings=(list, tuple)).items():
+        if not isinstance(d.get(k, ()), types): raise ValueError(f"field {k!r} holds {d[k]!r}")
     for k,t in dict(stats=NormStats, model=NormStats, measured=RunningStats).items():
         if d.get(k) is not None: d[k] = t.from_dict(d[k])
     return cls(**{**d, 'warnings': tuple(d.get('warnings', ()))})

@@ -23,7 +23,7 @@ from .measure import measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, choose_stats
 
-# %% ../nbs/06_transform.ipynb #0604e130
+# %% ../nbs/06_transform.ipynb #5f217d14
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -48,12 +48,27 @@ def _per_channel(v, axes):
 def _check_axes(axes):
     if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
 
-def _is_valid_loader(dl, fitted_on_shuffled):
-    "Is `dl` not one to train on? Its split says so; without splits, it is not shuffled while an earlier one was"
-    idx = getattr(dl.dataset, 'split_idx', None)
-    return idx!=0 if idx is not None else fitted_on_shuffled and not dl.shuffle
+def _fits(x, mean, chosen):
+    "Does batch (or single image) `x` keep its shape, its channels meeting those of `mean`?"
+    if x.ndim>mean.ndim: return not chosen  # numbers given by hand may leave axes out
+    return all(m in (1, n) for m,n in zip(mean.shape, (1,)*(mean.ndim-x.ndim)+tuple(x.shape)))
 
-# %% ../nbs/06_transform.ipynb #3a2c9a0e
+def _shape_error(x, mean, axes):
+    "For a batch that broadcasting would blow up, or that does not fit at all"
+    if x.ndim!=mean.ndim:
+        return ValueError(f"got a batch {tuple(x.shape)} of {x.ndim} axes, while `axes` is {axes} and speaks of {mean.ndim}: give all axes but that of "
+                          f"the channels, `axes={(0, *range(2, x.ndim))}`")
+    got,want = (f"{o.shape[1]} channel{'s'*(o.shape[1]!=1)}" for o in (x, mean))
+    return ValueError(f"got a batch {tuple(x.shape)} of {got} and statistics of {want}: load images (and image targets) of {want}, or use `stats='custom'`")
+
+def _signs(dl): return bool(dl.shuffle), bool(dl.drop_last)
+
+def _is_valid_loader(dl, train_signs=(False, False)):
+    "Is `dl` not one to train on? Its split says so; without splits, it lacks the shuffling or dropping of the loader measured before"
+    idx = getattr(dl.dataset, 'split_idx', None)
+    return idx!=0 if idx is not None else any(a and not b for a,b in zip(train_signs, _signs(dl)))
+
+# %% ../nbs/06_transform.ipynb #59a15b32
 def _put_copy(pipe, old, new):
     "Put `new` in the place of `old` in a pipeline, which holds each transform in `fs` and by name"
     for k,v in list(vars(pipe).items()):
@@ -66,19 +81,26 @@ class _Instead(L):
     def __add__(self, b): return L(self.items + [self.new if o is self.old else o for o in L(b)])
 
 class _New:
-    "`dl.new` for a training loader: loaders made from it get the copy `new` of the recipe `old` too"
-    def __init__(self, dl, old, new): self.dl,self.old,self.new = dl,old,new
+    "`dl.new` for a training loader, for as long as its other subsets get loaders: they get the copy `new` of the recipe `old` too"
+    def __init__(self, dl, old, new):
+        self.dl,self.old,self.new = dl,old,new
+        self.left = len(getattr(dl.dataset, 'splits', None) or ())-1
+
     def __call__(self, *args, **kwargs):
         res = type(self.dl).new(self.dl, *args, **kwargs)
         _put_copy(res.after_batch, self.old, self.new)
+        self.left -= 1
+        if not self.left: del self.dl.new
         return res
+
+def _holds(pipe, tfm): return isinstance(pipe, Pipeline) and any(v is tfm for v in vars(pipe).values())
 
 def _beside(pipe, tfm):
     "Every other Normalize in a pipeline that is being set up (its `__dict__` still has all transforms by name)"
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #c0f8e1b5
+# %% ../nbs/06_transform.ipynb #bbd5ad43
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -103,7 +125,7 @@ class DatasetStats(Normalize):
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
                              policy=policy or Policy())
         self.seed,self.measure,self.verbose = seed,measure,verbose
-        self._fits,self._shuffled,self.pinned = [],False,False
+        self._fits,self._train_signs,self.pinned = [],(False, False),False
 
     @property
     def name(self):
@@ -115,21 +137,18 @@ class DatasetStats(Normalize):
 
     def encodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
-        n = self.mean.numel()
-        if x.ndim==len(self.axes)+1 and n not in (1, x.shape[1]):
-            raise ValueError(f"got a batch of {x.shape[1]} channels and statistics of {n}: fastai would broadcast it to {n} channels; "
-                             f"use `stats='custom'`, or load images of {n} channels")
+        if not _fits(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
         return (x-self.mean)/self.std
 
     def setups(self, dl:DataLoader):
         "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
-        if self.fixed or self.choice is not None and _is_valid_loader(dl, self._shuffled): return
-        if _is_valid_loader(dl, False):
+        if self.fixed or self._fits and _is_valid_loader(dl, self._train_signs): return
+        if _is_valid_loader(dl):
             raise ValueError(f"statistics must come from the training split, got the loader of split {dl.dataset.split_idx}: set up the training loader first")
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #5d035663
+# %% ../nbs/06_transform.ipynb #d3b384f7
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
@@ -143,7 +162,10 @@ def _fit(self:DatasetStats, dl):
     if before is None and self.pinned and self._fits:
         parts = ', '.join(k for k in key if key[k]!=self._fits[0][0][k])
         warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are measured again")
-    self.choice,self._shuffled = before or self._choose(dl),dl.shuffle
+    if before is None and self._fits and getattr(dl.dataset, 'split_idx', None) is None:
+        warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is measured as another one: "
+                      "if it is for validation, make both from one `Datasets` with `splits`")
+    self.choice,self._train_signs = before or self._choose(dl),_signs(dl)
     if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (key, self.choice)]
 
 @patch
@@ -156,7 +178,7 @@ def _choose(self:DatasetStats, dl):
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
     return choice
 
-# %% ../nbs/06_transform.ipynb #134b1f03
+# %% ../nbs/06_transform.ipynb #d4e3991f
 @patch
 def installed(self:DatasetStats):
     "A copy with these numbers for good: setting it up on other loaders changes nothing"
@@ -172,9 +194,11 @@ def setup(self:DatasetStats, items=None, train_setup=False):
     if self.fixed: return
     if items is None: raise ValueError("DatasetStats got no loader to measure: put it into `batch_tfms`, or call `dls.fit_stats()` on loaders that exist")
     if not isinstance(items, DataLoader): raise TypeError(f"DatasetStats is a batch transform, got set up on a {type(items).__name__}: put it into `batch_tfms`")
+    if _holds(items.after_item, self): raise TypeError("DatasetStats is a batch transform, got it among the item transforms: put it into `batch_tfms`")
     try: self.setups(items)
     except (AttributeError, NotFoundLookupError) as e: raise RuntimeError(f"measuring failed: {type(e).__name__}: {e}") from e
-    if not any(v is self for v in vars(pipe).values()) or any(f is self for f in pipe.fs): return  # set up by hand, not by a pipeline
+    if not _holds(pipe, self) or any(f is self for f in pipe.fs): return  # set up by hand, not by a pipeline
     mine = self.installed()
     _put_copy(pipe, self, mine)
-    pipe.fs,items.new = _Instead(pipe.fs.items, old=self, new=mine),_New(items, self, mine)
+    pipe.fs,new = _Instead(pipe.fs.items, old=self, new=mine),_New(items, self, mine)
+    if new.left>0: items.new = new

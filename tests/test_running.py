@@ -104,7 +104,8 @@ def test_moments(shape, bs):
     assert (rs.n_images, rs.n_pixels, rs.n_channels) == (11, 11*math.prod(shape), 3)
     if shape==(1, 1): close(rs.image_std, [0]*3, 0)
 
-@pytest.mark.parametrize('dtype,scale,offset', [(torch.float64, 1, 0), (torch.float16, 1, 0), (torch.bfloat16, 1, 0), (torch.uint8, 255, 0), (torch.int8, 200, -100),
+@pytest.mark.parametrize('dtype,scale,offset', [(torch.float64, 1, 0), (torch.float16, 1, 0), (torch.bfloat16, 1, 0),
+    (torch.uint8, 255, 0), (torch.int8, 200, -100),
     (torch.int16, 4000, -1000), (torch.uint16, 65535, 0), (torch.int32, 1e9, -5e8), (torch.int64, 1e9, 0)], ids=str)
 def test_dtypes(dtype, scale, offset):
     "16-bit floats hold 3 digits: the sums must not be made in them"
@@ -360,14 +361,16 @@ def test_refused_first_batch_changes_nothing():
     (RunningStats(bins=10).update(images(2, 4, 4)),              ValueError, 'histograms differ'),
     (RunningStats(value_range=(0, 2)).update(images(2, 4, 4)),   ValueError, 'histograms differ'),
     (RunningStats().update(images(2, 4, 4, c=1)),                ValueError, 'channels'),
-    (3,                                                          TypeError,  'RunningStats only')], ids=['bins', 'range', 'channels', 'type'])
+    (3,                                                          TypeError,  'RunningStats only')],
+    ids=['bins', 'range', 'channels', 'type'])
 def test_refused_merge_changes_nothing(other, err, match):
     rs = run([images(5, 4, 4)])
     was = rs.to_dict()
     with pytest.raises(err, match=match): rs.merge(other)
     assert rs.to_dict()==was
 
-@pytest.mark.parametrize('kwargs,match', [(dict(bins=0), '`bins`'), (dict(value_range=(1, 1)), '`value_range`'), (dict(value_range=(0, math.nan)), '`value_range`')])
+@pytest.mark.parametrize('kwargs,match', [(dict(bins=0), '`bins`'), (dict(value_range=(1, 1)), '`value_range`'),
+    (dict(value_range=(0, math.nan)), '`value_range`')])
 def test_refused_arguments(kwargs, match):
     with pytest.raises(ValueError, match=match): RunningStats(**kwargs)
 

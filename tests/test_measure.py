@@ -1,0 +1,695 @@
+"What a fit measures, opens and leaves behind: exact numbers, training files only, each fold its own, no random state touched"
+
+import random,sys,warnings
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.data import PartialDL,WeightedDL
+import fastai.callback.progress
+from fastai.data.all import (CategoryBlock,Categorize,DataBlock,DataLoaders,Datasets,GrandparentSplitter,IndexSplitter,
+    IntToFloatTensor,L,Normalize,RandomSplitter,TfmdDL,ToTensor,Transform,TransformBlock,noop,parent_label)
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import TensorImage,set_seed
+from fastai.vision.augment import (Brightness,Contrast,CropPad,Dihedral,Flip,Hue,RandomCrop,RandomErasing,
+    RandomResizedCrop,RandomResizedCropGPU,Resize,Rotate,Saturation,Warp,Zoom,aug_transforms)
+from fastai.vision.core import PILImage,PILImageBW,imagenet_stats
+from fastai.vision.data import ImageBlock
+from helpers import image_folder,random_image
+from PIL import Image
+from torch import nn
+
+import fastai_normstats.block
+import fastai_normstats.transform
+from fastai_normstats import cli
+from fastai_normstats.measure import measure_stats
+from fastai_normstats.transform import DatasetStats
+
+# --- independent references
+
+def pixels(files, size=12, mode='RGB'):
+    "The files squished to `size` by PIL, in [0, 1]: (n, channels, size, size), float64"
+    def one(f):
+        a = np.asarray(Image.open(f).convert(mode).resize((size, size), Image.Resampling.BILINEAR), dtype=np.float64)/255
+        return a[None] if a.ndim==2 else a.transpose(2, 0, 1)
+    return np.stack([one(f) for f in files])
+
+def two_pass(x):
+    "mean, pooled std and mean of image stds of images (n, channels, …)"
+    x = np.asarray(x, dtype=np.float64).reshape(len(x), x.shape[1], -1)
+    return x.mean((0, 2)),x.std((0, 2)),x.std(2).mean(0)
+
+def close(got, want, rtol=1e-6):
+    got,want = np.asarray(got, dtype=np.float64),np.asarray(want)
+    assert got.shape==want.shape
+    np.testing.assert_allclose(got, want, rtol=rtol)
+
+def check(measured, x, rtol=1e-6):
+    assert measured.n_images==len(x)
+    for got,want in zip((measured.mean, measured.std, measured.image_std), two_pass(x)): close(got, want, rtol)
+
+# --- pipelines
+
+@pytest.fixture
+def folder(tmp_path): return image_folder(tmp_path/'images', n=27)
+
+def files_of(path): return sorted(path.rglob('*.png'))
+def sorted_files(path): return L(files_of(path))
+
+def block(splitter=None, size=12, item_tfms=(), batch_tfms=(), blocks=(ImageBlock, CategoryBlock), **kwargs):
+    "Every fourth file is for validation, if nothing else is said; images are squished, which is no random transform"
+    return DataBlock(blocks, get_items=sorted_files, get_y=parent_label, splitter=splitter or IndexSplitter(range(0, 27, 4)),
+                     item_tfms=[*item_tfms, Resize(size, method='squish')], batch_tfms=list(batch_tfms), **kwargs)
+
+def train_files(path): return [f for i,f in enumerate(files_of(path)) if i%4]
+def valid_files(path): return files_of(path)[::4]
+
+quiet  = dict(verbose=False)
+custom = dict(stats='custom', verbose=False)
+small  = dict(bs=5, num_workers=0)
+
+class Record(Transform):
+    "Keeps what passes just before Normalize, or after it"
+    def __init__(self, order=98): self.order,self.seen = order,[]
+    def encodes(self, x:TensorImage):
+        self.seen.append(x.detach().cpu().clone())
+        return x
+
+def augs(): return [*aug_transforms(size=10, max_rotate=20, max_lighting=.4, p_affine=1., p_lighting=1.), Contrast(.3, p=.5)]
+
+def stats_tfm(dl): return next(f for f in dl.after_batch.fs if isinstance(f, Normalize))
+
+def numbers(dl): return [o.flatten().tolist() for o in (stats_tfm(dl).mean, stats_tfm(dl).std)]
+
+_opened = None
+def _note(event, args):
+    if _opened is not None and event=='open' and str(args[0]).endswith('.png'): _opened.append(Path(args[0]))
+sys.addaudithook(_note)
+
+@contextmanager
+def opened():
+    "Every .png that this process opens meanwhile, by whatever function"
+    global _opened
+    _opened = res = []
+    try: yield res
+    finally: _opened = None
+
+@pytest.fixture
+def passes(monkeypatch):
+    "The loaders that `measure_stats` was called with"
+    res,real = [],fastai_normstats.transform.measure_stats
+    def counted(dl, *args, **kwargs):
+        res.append(dl)
+        return real(dl, *args, **kwargs)
+    monkeypatch.setattr(fastai_normstats.transform, 'measure_stats', counted)
+    return res
+
+# --- exact
+
+def by_loader(db, path, **kwargs): return measure_stats(db.dataloaders(path, **kwargs).train, **quiet)
+def by_block(db, path, **kwargs):  return db.fit_stats(path, **custom, **kwargs).stats_choice.measured
+def by_dls(db, path, **kwargs):    return db.dataloaders(path, **kwargs).fit_stats(**custom).stats_choice.measured
+def by_setup(db, path, **kwargs):
+    db.batch_tfms = L(*db.batch_tfms, DatasetStats(**custom))
+    return db.dataloaders(path, **kwargs).stats_choice.measured
+
+ways = pytest.mark.parametrize('way', [by_loader, by_block, by_dls, by_setup], ids=lambda f: f.__name__)
+
+@ways
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_exact(folder, way, num_workers):
+    "The training files in float64, the last, shorter batch included"
+    check(way(block(), folder, bs=6, num_workers=num_workers), pixels(train_files(folder)))
+
+@ways
+def test_exact_after_augmentation(folder, way):
+    rec = Record()
+    m = way(block(item_tfms=[RandomResizedCrop(14, min_scale=.5)], batch_tfms=[*augs(), rec]), folder, **small)
+    n,seen = len(train_files(folder)),torch.cat(rec.seen).double().numpy()
+    seen = seen[-n:] if way in (by_loader, by_dls) else seen[:n]  # fastai looks at one item when it makes the validation loader
+    assert seen.shape==(n, 3, 10, 10) and np.abs(seen.mean()/pixels(train_files(folder)).mean()-1)>1e-3
+    check(m, seen)
+
+def test_installed_numbers_are_the_measured_ones(folder):
+    "One float32 rounding apart, in every loader"
+    mean,std,_ = two_pass(pixels(train_files(folder)))
+    fitted,later = block().fit_stats(folder, **custom, **small).dataloaders(folder, **small),block().dataloaders(folder, **small)
+    for dls in (fitted, later.fit_stats(**custom)):
+        for dl in (*dls.loaders, dls.test_dl(valid_files(folder))):
+            for got,want in zip(numbers(dl), (mean, std)): close(got, want, 2e-7)
+
+def test_batches_come_out_normalised(folder):
+    "The point of it all: mean 0 and std 1 over the training split"
+    dls = block().fit_stats(folder, **custom, **small).dataloaders(folder, drop_last=False, **small)
+    x = torch.cat([b[0] for b in dls.train]).double().cpu()
+    assert x.mean((0, 2, 3)).abs().max()<1e-5 and (x.std((0, 2, 3), correction=0)-1).abs().max()<1e-5
+
+class AddIn(Transform):
+    "Adds to the images of one split"
+    order = 20
+    def __init__(self, by, split_idx): self.by,self.split_idx = by,split_idx
+    def encodes(self, x:TensorImage): return x+self.by
+
+class AddInOther(AddIn): "Of another class: a DataBlock keeps one transform of each"
+
+@ways
+def test_transforms_of_the_training_split_only(folder, way):
+    m = way(block(batch_tfms=[AddIn(.25, 0), AddInOther(100, 1)]), folder, **small)
+    check(m, pixels(train_files(folder))+.25)
+
+@ways
+def test_nothing_after_normalize(folder, way):
+    "Neither RandomErasing's noise nor any later transform is measured, or run"
+    rec = Record(order=101)
+    m = way(block(batch_tfms=[RandomErasing(p=1., sh=.5), rec]), folder, **small)
+    check(m, pixels(train_files(folder)))
+    assert len(rec.seen)<=1  # fastai looks at one item when it makes the validation loader
+
+@pytest.mark.parametrize('way', [by_loader, by_block, by_dls], ids=lambda f: f.__name__)
+def test_normalize_that_is_there_is_left_out(folder, way):
+    m = way(block(batch_tfms=[Normalize.from_stats(*imagenet_stats)]), folder, **small)
+    check(m, pixels(train_files(folder)))
+
+def test_fit_replaces_normalize(folder):
+    "Not both of them: that would normalise twice"
+    for old in (Normalize.from_stats(*imagenet_stats), Normalize(), DatasetStats(stats='imagenet', **quiet)):
+        db,dls = block(batch_tfms=[old]),block(batch_tfms=[old]).dataloaders(folder, **small)
+        for dls in (db.fit_stats(folder, **custom, **small).dataloaders(folder, **small), dls.fit_stats(**custom), dls.fit_stats(**custom)):
+            for dl in dls.loaders: assert [type(f) for f in dl.after_batch.fs if isinstance(f, Normalize)]==[DatasetStats]
+            close(numbers(dls.train)[0], two_pass(pixels(train_files(folder)))[0])
+
+def test_image_targets_are_not_measured(folder):
+    "The target is the inverted image; fastai's Normalize acts on it too, but the model does not see it"
+    def inverted(f): return PILImage(Image.fromarray(255-np.asarray(Image.open(f))))
+    db = DataBlock((ImageBlock, ImageBlock), get_items=sorted_files, get_y=inverted,
+        splitter=IndexSplitter(range(0, 27, 4)), item_tfms=Resize(12, method='squish'))
+    check(by_loader(db, folder, **small), pixels(train_files(folder)))
+
+def test_both_of_two_image_inputs_are_measured(folder):
+    def inverted(f): return PILImage(Image.fromarray(255-np.asarray(Image.open(f))))
+    db = DataBlock((ImageBlock, ImageBlock, CategoryBlock), get_items=sorted_files, get_x=[noop, inverted], get_y=parent_label, n_inp=2,
+                   splitter=IndexSplitter(range(0, 27, 4)), item_tfms=Resize(12, method='squish'))
+    def squish(f): return np.asarray(inverted(f).resize((12, 12), Image.Resampling.BILINEAR)).transpose(2, 0, 1)/255.
+    check(by_loader(db, folder, **small), np.concatenate([pixels(train_files(folder)), [squish(f) for f in train_files(folder)]]))
+
+def test_images_of_different_sizes_one_by_one(tmp_path):
+    "With a batch size of 1 nothing has to be resized: pixels are what is weighed"
+    rng = np.random.default_rng(0)
+    for i,s in enumerate((8, 13, 20, 9, 30)): random_image(rng, s).save(tmp_path/f'{i}.png')
+    db = DataBlock(ImageBlock, n_inp=1, get_items=sorted_files, splitter=IndexSplitter([2]))
+    m  = measure_stats(db.dataloaders(tmp_path, bs=1, num_workers=0).train, **quiet)
+    x  = [np.asarray(Image.open(f), dtype=np.float64).reshape(-1, 3)/255 for i,f in enumerate(files_of(tmp_path)) if i!=2]
+    close(m.mean, np.concatenate(x).mean(0)), close(m.std, np.concatenate(x).std(0)), close(m.image_std, np.mean([o.std(0) for o in x], 0))
+
+# --- each training image once
+
+def plain(ds, **kwargs):    return ds.dataloaders(**kwargs)
+def dropping(ds, **kwargs): return ds.dataloaders(drop_last=True, **{**kwargs, 'bs': 64})
+def unshuffled(ds, **kwargs): return ds.dataloaders(shuffle=False, **kwargs)
+def weighted(ds, **kwargs): return ds.weighted_dataloaders(np.arange(20.)**3, **kwargs)
+def partial_(ds, **kwargs): return ds.partial_dataloaders(partial_n=4, **kwargs)
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('make', [plain, dropping, unshuffled, weighted, partial_])
+def test_each_image_once(folder, make, num_workers):
+    "Whatever the loader does in training: drops, draws again, takes a part"
+    dls = make(block().datasets(folder), bs=6, num_workers=num_workers,
+        after_item=[Resize(12, method='squish'), ToTensor], after_batch=[IntToFloatTensor])
+    assert type(dls.train) is {weighted: WeightedDL, partial_: PartialDL}.get(make, TfmdDL)
+    with opened() as names: m = measure_stats(dls.train, **quiet)
+    if not num_workers: assert Counter(names)==Counter(train_files(folder))
+    check(m, pixels(train_files(folder)))
+
+def test_each_of_n_images_once(folder):
+    "`n=` is a training set of the first `n` items"
+    dls = block().dataloaders(folder, n=7, **small)
+    with opened() as names: m = measure_stats(dls.train, **quiet)
+    assert Counter(names)==Counter(train_files(folder)[:7])
+    check(m, pixels(train_files(folder)[:7]))
+
+@pytest.mark.parametrize('make', [weighted, partial_])
+def test_loader_types_train_on_with_their_statistics(folder, make):
+    dls = make(block().datasets(folder), after_item=[Resize(12, method='squish'), ToTensor],
+        after_batch=[IntToFloatTensor, DatasetStats(**custom)], **small)
+    mean,std,_ = two_pass(pixels(train_files(folder)))
+    for dl in dls.loaders: close(numbers(dl)[0], mean), close(numbers(dl)[1], std)
+    for b in dls.train: assert b[0].abs().max()<10
+
+def test_order_is_random_but_seeded(folder):
+    "A prefix of the pass is a random sample"
+    dls,orders = block().dataloaders(folder, **small),[]
+    for seed in (0, 0, 1):
+        with opened() as names: measure_stats(dls.train, seed=seed, **quiet)
+        orders.append(list(names))
+    assert orders[0]==orders[1]!=orders[2] and orders[0]!=train_files(folder)
+
+# --- only the training split is opened
+
+@ways
+def test_no_validation_file_is_opened(folder, way):
+    with opened() as names: way(block(), folder, **small)
+    assert set(names)==set(train_files(folder))
+
+def test_no_validation_file_is_opened_by_the_command(folder, monkeypatch, capsys):
+    monkeypatch.setattr(cli, '_workers', lambda: 0)
+    (folder/'a').rename(folder/'train')
+    with opened() as names: assert cli.main(['fit', str(folder), '--train-folder', 'train', '--size', '12'])==0
+    assert set(names)==set((folder/'train').iterdir())
+    with opened() as names: assert cli.main(['fit', str(folder), '--valid-pct', '.5', '--size', '12'])==0
+    assert len(set(names))==14
+
+@pytest.mark.parametrize('splitter', [RandomSplitter(), RandomSplitter(seed=3), GrandparentSplitter, None],
+    ids=['unseeded', 'seeded', 'folders', 'default'])
+def test_trains_on_what_was_measured(folder, tmp_path, passes, splitter):
+    "Also with an unseeded RandomSplitter, which splits anew at every call; and without a second pass"
+    if splitter is GrandparentSplitter:
+        image_folder(folder/'train', n=9), image_folder(folder/'valid', n=6)
+        splitter = GrandparentSplitter()
+    db = DataBlock((ImageBlock, CategoryBlock), get_items=sorted_files, get_y=parent_label, splitter=splitter,
+        item_tfms=Resize(12, method='squish'))
+    with opened() as names: db.fit_stats(folder, **custom, **small)
+    first = set(names)
+    for _ in range(3):
+        with opened() as names: dls = db.dataloaders(folder, **small)
+        assert set(dls.train_ds.items)==first and not first & set(dls.valid_ds.items)
+        assert len(set(names))<=1 and len(passes)==1
+    check(dls.stats_choice.measured, pixels(sorted(first)))
+
+# --- folds
+
+@pytest.fixture
+def folds(tmp_path):
+    "Images that get brighter with their number, and two training splits of them"
+    rng,path = np.random.default_rng(0),tmp_path/'images'
+    for c in 'ab': (path/c).mkdir(parents=True)
+    for i in range(24):
+        a = np.asarray(random_image(rng)).astype(float)*(.3+.7*i/24)
+        Image.fromarray(a.astype(np.uint8)).save(path/'ab'[i%2]/f'{i:03}.png')
+    fs = sorted(files_of(path), key=lambda f: f.name)
+    return path,(fs[:10], fs[12:])
+
+def dsets(fold):
+    "A dataset with the training files `fold`, made without a DataBlock"
+    fs = sorted(fold[0].parent.parent.rglob('*.png'))
+    return Datasets(fs, [[PILImage.create], [parent_label, Categorize(['a', 'b'])]],
+        splits=([fs.index(f) for f in fold], [i for i,f in enumerate(fs) if f not in fold]))
+
+tfms_kw = dict(after_item=[Resize(12, method='squish'), ToTensor()])
+
+def loaders_of_block(stats):
+    db = block(batch_tfms=[stats])
+    def make(fold):
+        fs = files_of(fold[0].parent.parent)
+        db.splitter = IndexSplitter([i for i,f in enumerate(fs) if f not in fold])
+        return db.dataloaders(fold[0].parent.parent, drop_last=False, **small)
+    return make
+
+def loaders_of_list(stats):
+    tfms = [IntToFloatTensor(), stats]
+    return lambda fold: dsets(fold).dataloaders(after_batch=tfms, drop_last=False, **small, **tfms_kw)
+
+def loaders_from_dsets(stats):
+    tfms = [IntToFloatTensor(), stats]
+    return lambda fold: DataLoaders.from_dsets(dsets(fold).train, dsets(fold).valid, after_batch=tfms, drop_last=False, **small, **tfms_kw)
+
+def loaders_by_hand(stats):
+    tfms = [IntToFloatTensor(), stats]
+    def make(fold):
+        ds,kw = dsets(fold),dict(after_batch=tfms, **small, **tfms_kw)
+        return DataLoaders(TfmdDL(ds.train, shuffle=True, **kw), TfmdDL(ds.valid, **kw))
+    return make
+
+def loaders_of_fitted_block(stats):
+    "`fit_stats` before each fold"
+    db = block()
+    def make(fold):
+        path = fold[0].parent.parent
+        fs = files_of(path)
+        db.splitter = IndexSplitter([i for i,f in enumerate(fs) if f not in fold])
+        return db.fit_stats(path, **custom, **small).dataloaders(path, drop_last=False, **small)
+    return make
+
+def assert_own(dls, fold):
+    "Train, validation and test loaders, and loaders made from them, give (x - mean)/std with the numbers of `fold`"
+    mean,std,_ = (o[:,None,None] for o in two_pass(pixels(fold)))
+    x = torch.cat([b[0] for b in dls.train]).double().cpu().numpy()
+    assert x.shape[0]==len(fold)
+    for got,want in zip(two_pass(x)[:2], (0, 1)): np.testing.assert_allclose(got, want, atol=1e-5)
+    train,test = dls.train.new(shuffle=False),dls.test_dl(fold[:7])
+    for dl in (train, train.new(), dls.valid, dls.valid.new(), test, test.new()):
+        got = np.concatenate([b[0].double().cpu().numpy() for b in dl])
+        np.testing.assert_allclose(got, (pixels(dl.items)-mean)/std, atol=1e-5)
+
+makers = pytest.mark.parametrize('maker', [loaders_of_block, loaders_of_list, loaders_from_dsets, loaders_by_hand, loaders_of_fitted_block],
+                                 ids=lambda f: f.__name__)
+
+@makers
+def test_each_fold_keeps_its_own(folds, passes, maker):
+    _,(a, b) = folds
+    make = maker(DatasetStats(**custom))
+    first = make(a)
+    assert_own(first, a)
+    second = make(b)
+    assert_own(second, b), assert_own(first, a)
+    assert len(passes)==2
+    third = make(a)
+    assert_own(third, a), assert_own(second, b), assert_own(first, a)
+    assert first.stats_choice.measured.n_images==len(a) and second.stats_choice.measured.n_images==len(b)
+
+@makers
+def test_folds_used_only_later(folds, maker):
+    "Both are made before either is iterated"
+    make = maker(DatasetStats(**custom))
+    all_dls = [make(f) for f in folds[1]]
+    for dls,f in zip(all_dls, folds[1]): assert_own(dls, f)
+
+@pytest.mark.parametrize('maker', [loaders_of_block, loaders_of_list, loaders_from_dsets, loaders_by_hand], ids=lambda f: f.__name__)
+def test_same_split_is_measured_once(folds, passes, maker):
+    _,(a, b) = folds
+    make = maker(DatasetStats(**custom))
+    assert_own(make(a), a), assert_own(make(a), a), assert_own(make(a), a)
+    assert len(passes)==1
+
+def test_dls_fit_leaves_other_loaders_alone(folds):
+    "Two loaders that share a list of transforms; one of them is fitted"
+    _,(a, b) = folds
+    tfms = [IntToFloatTensor(), Normalize.from_stats(*imagenet_stats)]
+    first,second = (dsets(f).dataloaders(after_batch=tfms, **small, **tfms_kw) for f in (a, b))
+    first.fit_stats(**custom)
+    for dl in second.loaders: close(numbers(dl), [*imagenet_stats], 1e-6)
+    assert second.stats_choice is None and len(tfms)==2 and type(tfms[1]) is Normalize
+
+# --- measured again, where something changed
+
+class Gain(Transform):
+    order = 20
+    def __init__(self, by): self.by = by
+    def encodes(self, x:TensorImage): return x*self.by
+
+class Curve(Transform):
+    "Keeps what it was given under another name"
+    order = 20
+    def __init__(self, by): self.lut = 1/by
+    def encodes(self, x:TensorImage): return x**self.lut
+
+def scaled(by):
+    def f(x:TensorImage): return x*by
+    return f
+
+changes = dict(flip=(Flip(p=.5), Flip(p=1.)), rotate=(Rotate(10, p=1.), Rotate(30, p=1.)),
+    zoom=(Zoom(1.1, 1.2, p=1.), Zoom(1.1, 1.9, p=1.)),
+    warp=(Warp(.2, p=1.), Warp(.5, p=1.)), brightness=(Brightness(.2, p=1.), Brightness(.5, p=1.)),
+    contrast=(Contrast(.2, p=1.), Contrast(.5, p=1.)),
+    saturation=(Saturation(.2, p=1.), Saturation(.5, p=1.)), hue=(Hue(.1, p=1.), Hue(.3, p=1.)),
+    dihedral=(Dihedral(p=1., draw=1), Dihedral(p=1., draw=3)),
+    crop=(RandomResizedCropGPU(8, min_scale=.3), RandomResizedCropGPU(8, min_scale=.9)), gain=(Gain(1.), Gain(2.)),
+    curve=(Curve(2.), Curve(3.)),
+    closure=(scaled(1.), scaled(2.)), kind=(Flip(p=.5), Rotate(10, p=1.)), added=([], Gain(2.)), split=(AddIn(.1, 0), AddIn(.1, 1)))
+
+@pytest.mark.parametrize('pair', changes.values(), ids=changes)
+def test_other_batch_transform(folder, passes, pair):
+    stats,ds = DatasetStats(**custom),block().datasets(folder)
+    for tfm in (*pair, pair[0]):
+        ref = measure_stats(ds.dataloaders(after_batch=[IntToFloatTensor(), *L(tfm)], **small, **tfms_kw).train, **quiet)
+        dls = ds.dataloaders(after_batch=[IntToFloatTensor(), *L(tfm), stats], **small, **tfms_kw)
+        assert dls.stats_choice.measured.to_dict()==ref.to_dict()
+    assert len(passes)==2  # the first is known again
+
+items_changes = dict(size=(Resize(12), Resize(8)), method=(Resize(12, method='squish'), Resize(12, method='pad')),
+    pad=(Resize((12, 20), method='pad'), Resize((12, 20), method='pad', pad_mode='zeros')),
+    scale=(RandomResizedCrop(12, min_scale=.1), RandomResizedCrop(12, min_scale=.9)), crop=(RandomCrop(12), CropPad(12)))
+
+@pytest.mark.parametrize('pair', items_changes.values(), ids=items_changes)
+def test_other_item_transform(folder, passes, pair):
+    stats,ds = DatasetStats(**custom),block().datasets(folder)
+    for tfm in pair:
+        ref = measure_stats(ds.dataloaders(after_item=[tfm, ToTensor()], after_batch=[IntToFloatTensor()], **small).train, **quiet)
+        dls = ds.dataloaders(after_item=[tfm, ToTensor()], after_batch=[IntToFloatTensor(), stats], **small)
+        assert dls.stats_choice.measured.to_dict()==ref.to_dict()
+    assert len(passes)==2
+
+def test_parameter_of_a_transform_changed_in_place(folder, passes):
+    "The very same object, now with another parameter"
+    gain = Gain(1.)
+    db = block(batch_tfms=[gain, DatasetStats(**custom)])
+    one = db.dataloaders(folder, **small).stats_choice.measured.mean
+    gain.by = 2.
+    close(db.dataloaders(folder, **small).stats_choice.measured.mean, 2*one)
+    assert len(passes)==2
+
+def test_attribute_of_a_transform_changed_in_place(folder, passes):
+    "The same for what the object keeps under a name of its own"
+    curve = Curve(1.)
+    db = block(batch_tfms=[curve, DatasetStats(**custom)])
+    db.dataloaders(folder, **small)
+    curve.lut = .5
+    check(db.dataloaders(folder, **small).stats_choice.measured, np.sqrt(pixels(train_files(folder))))
+    assert len(passes)==2
+
+def test_other_loading_function(folder, passes):
+    stats = DatasetStats(**custom)
+    for cls,mode in ((PILImage, 'RGB'), (PILImageBW, 'L')):
+        dls = block(blocks=(ImageBlock(cls), CategoryBlock), batch_tfms=[stats]).dataloaders(folder, **small)
+        close(dls.stats_choice.measured.mean, two_pass(pixels(train_files(folder), mode=mode))[0], 2e-3)
+    assert len(passes)==2
+
+def test_other_file_content(folder, passes):
+    db = block(batch_tfms=[DatasetStats(**custom)])
+    db.dataloaders(folder, **small)
+    random_image(np.random.default_rng(9)).save(valid_files(folder)[0])
+    db.dataloaders(folder, **small)
+    assert len(passes)==1  # validation files do not matter
+    random_image(np.random.default_rng(9), mode='L').save(train_files(folder)[0])
+    check(db.dataloaders(folder, **small).stats_choice.measured, pixels(train_files(folder)))
+    assert len(passes)==2
+
+def test_other_transform_after_normalize_does_not_matter(folder, passes):
+    stats,ds = DatasetStats(**custom),block().datasets(folder)
+    for p in (.1, .9): ds.dataloaders(after_batch=[IntToFloatTensor(), stats, RandomErasing(p=p)], **small, **tfms_kw)
+    assert len(passes)==1
+
+def changed_splitter(db, path): db.splitter = IndexSplitter(range(0, 27, 3)); return [f for i,f in enumerate(files_of(path)) if i%3]
+def changed_items(db, path):
+    random_image(np.random.default_rng(1)).save(path/'b'/'zz.png')
+    return [f for i,f in enumerate(files_of(path)) if i not in range(0, 27, 4)]
+def changed_item_tfms(db, path): db.item_tfms = L(Gain255(.5), *db.item_tfms); return train_files(path)
+
+class Gain255(Transform):
+    "Darkens the decoded image"
+    def __init__(self, by): self.by = by
+    def encodes(self, x:PILImage): return PILImage(Image.fromarray((np.asarray(x)*self.by).astype(np.uint8)))
+
+@pytest.mark.parametrize('change', [changed_splitter, changed_items, changed_item_tfms])
+def test_change_after_fit_is_measured_and_said(folder, passes, change):
+    db = block().fit_stats(folder, **custom, **small)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        db.dataloaders(folder, **small)
+    want = change(db, folder)
+    with pytest.warns(UserWarning, match='measured again'): dls = db.dataloaders(folder, **small)
+    assert len(passes)==2 and dls.stats_choice.measured.n_images==len(want)
+    if change is not changed_item_tfms: check(dls.stats_choice.measured, pixels(want))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        db.dataloaders(folder, **small)
+    assert len(passes)==2
+
+def test_other_source_after_fit(folder, tmp_path, passes):
+    other = image_folder(tmp_path/'other', n=27, seed=5)
+    db = block().fit_stats(folder, **custom, **small)
+    with pytest.warns(UserWarning, match='measured again'): dls = db.dataloaders(other, **small)
+    check(dls.stats_choice.measured, pixels(train_files(other)))
+
+# --- random states
+
+def states(): return random.getstate(),np.random.get_state()[1].tolist(),np.random.get_state()[2:],torch.get_rng_state().tolist()
+
+def seeded_run(make, seed=42, epochs=2):
+    "The batches of a seeded run, and the random states at its end"
+    set_seed(seed)
+    dls = make()
+    res = [o for _ in range(epochs) for b in dls.train for o in b]+[o for b in dls.valid for o in b]
+    return [o.cpu() for o in res],states(),list(dls.train.items)
+
+def same(a, b):
+    assert a[2]==b[2] and len(a[0])==len(b[0])
+    for x,y in zip(a[0], b[0]): assert torch.equal(x, y)
+    assert a[1]==b[1]
+
+def random_block(splitter, *more):
+    return block(splitter=splitter, item_tfms=[RandomResizedCrop(14, min_scale=.5)], batch_tfms=[*augs(), *more])
+
+def fit_block(splitter, path, **kw):  return random_block(splitter).fit_stats(path, **custom, **kw).dataloaders(path, **kw)
+def fit_loaders(splitter, path, **kw): return random_block(splitter).dataloaders(path, **kw).fit_stats(**custom)
+def fit_setup(splitter, path, **kw):  return random_block(splitter, DatasetStats(**custom)).dataloaders(path, **kw)
+
+fits = pytest.mark.parametrize('fit', [fit_block, fit_loaders, fit_setup], ids=lambda f: f.__name__)
+
+@fits
+@pytest.mark.parametrize('splitter,num_workers', [(RandomSplitter(), 0), (RandomSplitter(seed=7), 0),
+    (IndexSplitter([1, 2]), 0), (RandomSplitter(), 2)],
+                         ids=['unseeded', 'seeded', 'fixed', 'workers'])
+def test_training_runs_as_without_the_fit(folder, fit, splitter, num_workers):
+    "Split, shuffling, crops and augmentations of a seeded run, bit by bit, against the same statistics given by hand"
+    kw,found = dict(bs=5, num_workers=num_workers),{}
+    def fitted():
+        dls = fit(splitter, folder, **kw)
+        found['stats'] = dls.stats_choice.stats
+        return dls
+    got = seeded_run(fitted)
+    def by_hand(): return random_block(splitter, DatasetStats.from_stats(*found['stats'], cuda=False)).dataloaders(folder, **kw)
+    same(got, seeded_run(by_hand))
+    def by_word(): return random_block(splitter, DatasetStats(stats=tuple(found['stats']), **quiet)).dataloaders(folder, **kw)
+    same(got, seeded_run(by_word))
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_random_states_are_left_alone(folder, num_workers):
+    kw  = dict(bs=5, num_workers=num_workers)
+    dls = random_block(RandomSplitter()).dataloaders(folder, **kw)
+    set_seed(1)
+    was,own = states(),dls.train.rng.getstate()
+    measure_stats(dls.train, **quiet)
+    assert states()==was and dls.train.rng.getstate()==own
+    dls.fit_stats(**custom)
+    assert states()==was and dls.train.rng.getstate()==own
+    random_block(RandomSplitter()).fit_stats(folder, **custom, **kw)
+    assert states()==was
+
+def test_cudnn_flags_are_left_alone(folder):
+    torch.backends.cudnn.benchmark,was = True,torch.backends.cudnn.benchmark
+    try:
+        block().fit_stats(folder, **custom, **small)
+        assert torch.backends.cudnn.benchmark
+    finally: torch.backends.cudnn.benchmark = was
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_seed_of_the_pass(folder, num_workers):
+    "Same seed, same numbers, whatever the global seed; another seed draws other augmentations"
+    db,res = random_block(IndexSplitter([1, 2])),[]
+    for glob,seed in ((1, 0), (2, 0), (2, 5)):
+        set_seed(glob)
+        res.append(measure_stats(db.dataloaders(folder, bs=5, num_workers=num_workers).train, seed=seed, **quiet).to_dict())
+    assert res[0]==res[1] and res[0]['_mu']!=res[2]['_mu']
+    assert DatasetStats(seed=5, **custom).seed==5
+    assert db.fit_stats(folder, seed=5, bs=5, num_workers=num_workers, **custom).stats_choice.measured.to_dict()==res[2]
+
+# --- Ctrl-C
+
+class CtrlC(Transform):
+    "Ctrl-C at image number `at` of the pass"
+    def __init__(self, at): self.at,self.n = at,0
+    def encodes(self, x:PILImage):
+        self.n += 1
+        if self.n==self.at: raise KeyboardInterrupt
+        return x
+
+@pytest.mark.parametrize('before', [None, Normalize.from_stats(*imagenet_stats)], ids=['bare', 'normalized'])
+def test_ctrl_c_leaves_the_block_as_it_was(folder, before):
+    splitter,stop = RandomSplitter(),CtrlC(10)
+    db = block(splitter=splitter, item_tfms=[stop], batch_tfms=[*augs(), *L(before)])
+    set_seed(3)
+    was,tfms,default = states(),list(db.batch_tfms),list(db.default_batch_tfms)
+    with pytest.raises(KeyboardInterrupt): db.fit_stats(folder, **custom, **small)
+    assert states()==was and db.splitter is splitter and db.stats_choice is None
+    assert len(tfms)==len(db.batch_tfms) and all(a is b for a,b in zip(tfms, db.batch_tfms)) and len(default)==len(db.default_batch_tfms)
+    db.fit_stats(folder, **custom, **small)
+    assert db.stats_choice.measured.n_images==22
+
+def test_ctrl_c_leaves_an_earlier_fit(folder):
+    stop = CtrlC(0)
+    db = block(item_tfms=[stop]).fit_stats(folder, **custom, **small)
+    choice,splitter = db.stats_choice,db.splitter
+    stop.at = stop.n+10
+    with pytest.raises(KeyboardInterrupt): db.fit_stats(folder, stats='custom', seed=1, verbose=False, **small)
+    assert db.stats_choice is choice and db.splitter is splitter
+
+def test_ctrl_c_leaves_the_loaders_as_they_were(folder):
+    stop = CtrlC(0)
+    dls = block(item_tfms=[stop], batch_tfms=[*augs(), Normalize.from_stats(*imagenet_stats)]).dataloaders(folder, **small)
+    stop.at = stop.n+10
+    was,own,fs = states(),dls.train.rng.getstate(),[list(dl.after_batch.fs) for dl in dls.loaders]
+    with pytest.raises(KeyboardInterrupt): dls.fit_stats(**custom)
+    assert states()==was and dls.train.rng.getstate()==own and dls.stats_choice is None
+    for dl,f in zip(dls.loaders, fs): assert all(a is b for a,b in zip(dl.after_batch.fs, f)) and len(f)==len(dl.after_batch.fs)
+    assert dls.fit_stats(**custom).stats_choice.measured.n_images==20
+    assert len(dls.train.one_batch())==2
+
+def test_ctrl_c_in_a_lazy_fit(folder):
+    "The recipe is as new; the next loaders are measured"
+    stop,stats = CtrlC(10),DatasetStats(**custom)
+    db = block(item_tfms=[stop], batch_tfms=[*augs(), stats])
+    with pytest.raises(KeyboardInterrupt): db.dataloaders(folder, **small)
+    assert stats.mean is None and stats.choice is None and len(db.batch_tfms)==len(block(batch_tfms=[*augs(), stats]).batch_tfms)
+    assert db.dataloaders(folder, **small).stats_choice.measured.n_images==20
+
+# --- channels and ranges
+
+class Spectral(TensorImage): "Five bands"
+
+def load_bands(f):
+    "Five channels made of a colour file: its own and two mixtures"
+    x = torch.tensor(np.asarray(Image.open(f)), dtype=torch.float32).permute(2, 0, 1)/255
+    return Spectral(torch.cat([x, x[:1]*.5+.1, (x[1:2]+x[2:])/2]))
+
+def load_16bit(f): return TensorImage(torch.tensor(np.asarray(Image.open(f)).astype(np.float32)*257).permute(2, 0, 1))
+
+def BandsBlock(): return TransformBlock(type_tfms=load_bands)
+def DeepBlock():  return TransformBlock(type_tfms=load_16bit)
+
+def raw(f, load): return load(f).double().numpy()
+
+@pytest.mark.parametrize('img,c,load', [
+    (ImageBlock(PILImageBW), 1, lambda f: np.asarray(Image.open(f).convert('L'))[None]/255.),
+    (ImageBlock,             3, lambda f: np.asarray(Image.open(f)).transpose(2, 0, 1)/255.),
+    (BandsBlock,             5, lambda f: raw(f, load_bands))], ids=['grey', 'colour', 'five bands'])
+@pytest.mark.parametrize('lazy', [True, False], ids=['lazy', 'fit_stats'])
+def test_channel_counts_train(folder, img, c, load, lazy):
+    "Fit, one epoch, and what the model saw had mean 0 and std 1 per channel"
+    seen = []
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.lin = nn.Linear(c, 2)
+        def forward(self, x):
+            if self.training: seen.append(x.detach().cpu())
+            return self.lin(x.mean((2, 3)))
+    db = DataBlock((img, CategoryBlock), get_items=sorted_files, get_y=parent_label, splitter=IndexSplitter(range(0, 27, 4)),
+                   batch_tfms=[DatasetStats(**custom)] if lazy else None)
+    if not lazy: db.fit_stats(folder, **custom, **small)
+    dls = db.dataloaders(folder, drop_last=False, **small)
+    check(dls.stats_choice.measured, np.stack([load(f) for f in train_files(folder)]))
+    learn = Learner(dls, Net(), loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    x = torch.cat(seen).double()
+    assert x.shape==(20, c, 16, 16) and x.mean((0, 2, 3)).abs().max()<1e-5 and (x.std((0, 2, 3), correction=0)-1).abs().max()<1e-5
+    assert len(learn.get_preds()[0])==7
+
+@pytest.mark.parametrize('img,c', [(ImageBlock(PILImageBW), 1), (BandsBlock, 5)], ids=['grey', 'five bands'])
+def test_auto_choice_for_other_channel_counts(folder, img, c):
+    "ImageNet has no numbers for them; there are few images, and a warning says so"
+    db = DataBlock((img, CategoryBlock), get_items=sorted_files, get_y=parent_label, splitter=IndexSplitter(range(0, 27, 4)))
+    with pytest.warns(UserWarning, match='only 20 training images'): db.fit_stats(folder, **quiet, **small)
+    assert (db.stats_choice.rule, db.stats_choice.kind, len(db.stats_choice.stats.mean))==('channels', 'custom', c)
+
+def test_frozen_body_and_one_channel(folder):
+    "No pass is made, so the mismatch shows at the first batch; three numbers for one channel must never broadcast"
+    db = block(blocks=(ImageBlock(PILImageBW), CategoryBlock))
+    with pytest.raises(ValueError, match='1 channel.* statistics.* 3'): db.fit_stats(folder, frozen=True, **quiet, **small)
+    with pytest.warns(UserWarning, match='only 20'): db.fit_stats(folder, frozen=True, measure=True, **quiet, **small)
+    assert db.stats_choice.rule=='channels'
+
+def test_16_bit_values_are_off_the_models_range(folder):
+    db = DataBlock((DeepBlock, CategoryBlock), get_items=sorted_files, get_y=parent_label, splitter=IndexSplitter(range(0, 27, 4)))
+    with pytest.warns(UserWarning, match='cannot apply'): db.fit_stats(folder, **quiet, **small)
+    c = db.stats_choice
+    assert (c.rule, c.kind)==('range', 'custom') and c.measured.max.max()>10000
+    check(c.measured, np.stack([raw(f, load_16bit) for f in train_files(folder)]))
+
+@pytest.mark.parametrize('kwargs', [dict(stats='imagenet'), dict(frozen=True), dict(stats=((.5,)*3, (.2,)*3))], ids=str)
+def test_no_pass_where_none_is_needed(folder, passes, kwargs):
+    with opened() as names: block().fit_stats(folder, **kwargs, **quiet, **small)
+    assert not passes and len(set(names))<=1
+    db = block().fit_stats(folder, measure=True, **kwargs, **quiet, **small)
+    check(db.stats_choice.measured, pixels(train_files(folder)))

@@ -1,0 +1,356 @@
+"Each rule on either side of its threshold, their order, and what a `StatsChoice` shows, saves and loads"
+
+import json,math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.vision.all import Normalize,imagenet_stats,resnet34
+
+from fastai_normstats.models import IMAGENET
+from fastai_normstats.policy import NotMeasured,Policy,StatsChoice,choose_stats
+from fastai_normstats.running import NormStats,RunningStats
+
+M,S  = (np.array(o) for o in IMAGENET)
+xray = NormStats((.5, .5, .5), (.25, .25, .25), name='xray-net', domain='chest X-ray', source='its README')
+half = NormStats((.5, .5, .5), (.5, .5, .5), name='half', domain='natural images')
+
+def measured(mean=M, std=S, between=0., std_between=0., n=50, scale=1.):
+    """`n` images, half of their pixels `std` above and half below a mean that lies `between` above and below `mean` in turn:
+    image std is exactly `std`, pooled std √(std² + between²), SE of the mean between/√(n-1), of the image std std_between/√(n-1)"""
+    def per_channel(o): return torch.as_tensor(np.broadcast_to(o, np.shape(mean)).copy()).double()
+    mean,std,between,std_between = map(per_channel, (mean, std, between, std_between))
+    sign = torch.tensor([1., -1]).double()
+    turn = sign.repeat(n//2)[:,None]
+    m,s  = mean+between*turn, std+std_between*turn.roll(n//2+1, 0)
+    x = m[:,:,None] + s[:,:,None]*sign
+    return RunningStats(value_range=(0, scale)).update(x*scale)
+
+def test_measured_is_what_it_says():
+    m = measured(between=.1, std_between=.02, n=50)
+    for got,want in ((m.mean, M), (m.image_std, S), (m.mean_se, [.1/7]*3), (m.image_std_se, [.02/7]*3)):
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+    np.testing.assert_allclose(measured(between=.1).std, np.sqrt(S**2+.01), rtol=1e-12)
+
+def shifted(by=.5, **kwargs): return measured(mean=M+by*S, std=S*.7, **kwargs)
+
+def rule(n, m=None, **kwargs): return choose_stats(n, m, **kwargs).rule
+
+# --- thresholds
+
+@pytest.mark.parametrize('n,want', [(1, 'small'), (499, 'small'), (500, 'significant'), (1999, 'significant'),
+    (2000, 'enough'), (10**6, 'enough')])
+def test_small_and_enough(n, want): assert rule(n, shifted())==want
+
+@pytest.mark.parametrize('n,want', [(9, 'small'), (10, 'significant'), (19, 'significant'), (20, 'enough')])
+def test_own_small_and_enough(n, want): assert rule(n, shifted(), policy=Policy(small=10, enough=20))==want
+
+@pytest.mark.parametrize('n', [500, 2000])
+@pytest.mark.parametrize('sign', [1, -1])
+@pytest.mark.parametrize('c', range(3))
+def test_similar(n, sign, c):
+    "A shift of one channel, or the log ratio of its std, just below and just above 0.1; upwards and downwards"
+    one = np.eye(3)[c]
+    for by,similar in ((.0999, True), (.1001, False)):
+        assert (rule(n, measured(mean=M+sign*by*S*one))=='similar')==similar
+        assert (rule(n, measured(std=S*np.exp(sign*by*one)))=='similar')==similar
+
+def test_own_similar():
+    m = measured(mean=M+.15*S)
+    assert rule(2000, m)=='enough' and rule(2000, m, policy=Policy(similar=.16))=='similar'
+
+def with_z(z, kind):
+    "Measured statistics whose largest difference, .2 in channel 1, is `z` of its standard errors"
+    one,unit = np.array([0, 1, 0]),.2*np.sqrt(49)/z
+    if kind=='mean': return measured(mean=M+.2*S*one, between=unit*S*one, n=50)
+    std = S*np.exp(.2*one)
+    return measured(std=std, std_between=unit*std*one, n=50)
+
+@pytest.mark.parametrize('kind', ['mean', 'std'])
+@pytest.mark.parametrize('n', [500, 1999])
+def test_z(kind, n):
+    assert rule(n, with_z(2.99, kind))=='unclear' and rule(n, with_z(3.01, kind))=='significant'
+    assert rule(n, with_z(2.99, kind), policy=Policy(z=2.9))=='significant' and rule(n, with_z(3.01, kind), policy=Policy(z=3.1))=='unclear'
+
+def test_sure_but_tiny_difference_is_not_significant():
+    "0.05 σ beyond any doubt in one channel does not speak for a doubtful 0.2 σ in another"
+    m = measured(mean=M+S*(.2, .05, 0), between=S*(1.2, .001, .001)*.5)
+    assert choose_stats(1000, m).rule=='unclear'
+
+def test_one_image_has_no_standard_error(): assert rule(1000, RunningStats().update(torch.rand(1, 3, 8, 8)*.3))=='unclear'
+
+@pytest.mark.parametrize('lo,hi,want', [(0, 1, 'similar'), (-.049, 1, 'similar'), (-.051, 1, 'range'),
+    (0, 1.049, 'similar'), (0, 1.051, 'range')])
+def test_range(lo, hi, want):
+    "Up to 5 % over the ends is what interpolation does"
+    x = measured(n=2000)
+    ends = RunningStats().update(torch.tensor([lo, hi]).double().expand(1, 3, 2))
+    assert rule(5000, x.merge(ends))==want
+
+@pytest.mark.parametrize('scale', [255, 4095, 65535])
+def test_range_of_unscaled_images(scale):
+    c = choose_stats(100, measured(scale=scale))
+    assert (c.rule, c.kind)==('range', 'custom') and len(c.warnings)==1 and 'cannot apply' in c.warnings[0]
+    assert c.stats.value_range==(0, scale)
+
+def test_range_of_hounsfield_units():
+    x = torch.tensor([-1024., 0, 1800]).view(1, 1, 1, 3).repeat(2, 3, 1, 1)
+    assert rule(5000, RunningStats(value_range=(-1024, 3000)).update(x))=='range'
+
+@pytest.mark.parametrize('top,want', [(.09, 'range'), (.11, 'enough')])
+def test_range_of_12_bit_divided_by_16(top, want):
+    "12-bit values over 65535 fill a sixteenth of [0, 1]: in it, and yet not on its scale"
+    assert rule(5000, RunningStats().update(torch.rand(50, 3, 9, 9)*top))==want
+
+def test_range_is_the_models():
+    "A model of its own value range: HU images live on it, images in [0, 1] do not"
+    hu = NormStats((-500.,)*3, (300.,)*3, name='hu-net', value_range=(-1024, 1024))
+    x = torch.linspace(-1000, 1000, 64).view(1, 1, 8, 8).repeat(9, 3, 1, 1)
+    assert rule(5000, RunningStats(value_range=(-1024, 1024)).update(x), model=hu)=='enough'
+    assert rule(5000, measured(), model=hu)=='range'
+
+# --- order
+
+one_channel = measured(mean=M[:1]+.3, std=S[:1])
+
+@pytest.mark.parametrize('first,second,n,m,kwargs', [
+    ('given',       'scratch',     100,  shifted(),            dict(stats='imagenet', pretrained=False)),
+    ('given',       'frozen',      100,  shifted(),            dict(stats='custom', frozen=True)),
+    ('given',       'domain',      100,  shifted(),            dict(stats=(M, S), model=xray)),
+    ('scratch',     'range',       100,  measured(scale=255),  dict(pretrained=False)),
+    ('scratch',     'frozen',      100,  shifted(),            dict(pretrained=False, frozen=True)),
+    ('range',       'domain',      5000, measured(scale=255),  dict(model=xray)),
+    ('range',       'frozen',      5000, measured(scale=255),  dict(frozen=True)),
+    ('domain',      'frozen',      5000, shifted(),            dict(model=xray, frozen=True)),
+    ('domain',      'small',       100,  shifted(),            dict(model=xray)),
+    ('domain',      'enough',      5000, shifted(),            dict(model=xray)),
+    ('channels',    'frozen',      5000, one_channel,          dict(frozen=True)),
+    ('channels',    'small',       100,  one_channel,          dict()),
+    ('frozen',      'small',       100,  shifted(),            dict(frozen=True)),
+    ('frozen',      'enough',      5000, shifted(),            dict(frozen=True)),
+    ('small',       'similar',     499,  measured(),           dict()),
+    ('similar',     'enough',      5000, measured(),           dict()),
+    ('similar',     'unclear',     1000, measured(),           dict()),
+    ('enough',      'significant', 2000, with_z(9, 'mean'),    dict()),
+    ('significant', 'unclear',     1000, with_z(9, 'mean'),    dict())])
+def test_first_rule_wins(first, second, n, m, kwargs): assert rule(n, m, **kwargs)==first
+
+def test_domain_model_for_other_channels():
+    "`domain` comes before `channels`; three numbers for one channel cannot be used, and silence would broadcast them"
+    with pytest.raises(ValueError, match='1 channel and the xray-net statistics 3'): choose_stats(5000, one_channel, model=xray)
+
+# --- what is given
+
+def test_kinds():
+    def kind(n=100, m=shifted(), **kwargs): c = choose_stats(n, m, **kwargs); return c.kind,c.stats
+    imagenet = ('imagenet', IMAGENET)
+    assert kind()==kind(model='imagenet')==kind(model=IMAGENET)==imagenet
+    k,s = kind(model=resnet34)
+    assert k=='imagenet' and tuple(s)==tuple(IMAGENET)
+    assert kind(model=half)==('pretrained', half) and kind(model=xray)==('pretrained', xray)
+    assert kind(5000)[0]=='custom' and kind(5000)[1].std==tuple(shifted().std.tolist())
+    for n in (100, 5000): assert kind(n, stats='imagenet')==imagenet and kind(n, stats='custom')==kind(5000, stats='custom')
+    assert kind(stats='pretrained')==imagenet and kind(stats='pretrained', model=half)==('pretrained', half)
+    assert kind(stats=half)==('given', half) and kind(stats=imagenet_stats)[0]=='imagenet'
+    k,s = kind(stats=((.1, .2, .3), (.4, .5, .6)))
+    assert k=='given' and tuple(s)==((.1, .2, .3), (.4, .5, .6))
+    assert kind(stats='imagenet', model=half)==imagenet
+
+def test_given_number_for_all_channels(): assert tuple(choose_stats(10, shifted(), stats=(.5, .25)).stats)==((.5,), (.25,))
+
+@pytest.mark.parametrize('kwargs', [dict(stats='imagenet'), dict(stats=(M, S)), dict(stats='pretrained', model=half),
+    dict(model=xray), dict(frozen=True)], ids=str)
+def test_needs_no_measuring(kwargs):
+    c = choose_stats(100, **kwargs)
+    assert c.measured is None and c.warnings==() and len(c.table())
+    assert c.rule in ('given', 'domain', 'frozen')
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(n_images=5000), dict(model=half), dict(stats='custom'),
+    dict(pretrained=False), dict(pretrained=False, frozen=True)], ids=str)
+def test_needs_measuring(kwargs):
+    with pytest.raises(NotMeasured, match='`measured=`|`measure_stats`') as e: choose_stats(**{'n_images': 100, **kwargs})
+    assert isinstance(e.value, ValueError)
+
+@pytest.mark.parametrize('kwargs,match', [
+    (dict(n_images=0),                                '`n_images` must be at least 1'),
+    (dict(measured=RunningStats()),                   'counted no images'),
+    (dict(stats='imagnet'),                           "`stats` takes 'auto'.*'imagenet'"),
+    (dict(stats=None),                                '`stats` takes'),
+    (dict(stats=(1, 2, 3)),                           '`stats` takes'),
+    (dict(stats=((.5, math.nan, .5), (1, 1, 1))),     '`mean` must be finite'),
+    (dict(stats=((.5,)*3, (1, 0, 1))),                '`std` must be above 0'),
+    (dict(stats=((.5,)*2, (1,)*2)),                   '3 channels and the custom statistics 2'),
+    (dict(model='resnet43'),                          "unknown model 'resnet43'.*near matches"),
+    (dict(model=3),                                   'cannot tell the statistics of a int')])
+def test_refuses(kwargs, match):
+    with pytest.raises(ValueError, match=match) as e: choose_stats(**{'n_images': 100, 'measured': shifted(), **kwargs})
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('kwargs', [dict(small=-1), dict(small=3000), dict(enough=100), dict(similar=-.1), dict(z=-1)], ids=str)
+def test_policy_refuses(kwargs):
+    with pytest.raises(ValueError): Policy(**kwargs)
+
+# --- estimators
+
+def test_compares_like_with_like():
+    "Image std as ImageNet's, pooled std 41 % more: no difference to ImageNet's numbers, one to the same numbers as a pooled std"
+    m = measured(between=S)
+    pooled = NormStats(M, S, name='pooled-net', domain='natural images', estimator='pooled')
+    assert rule(5000, m)=='similar' and rule(5000, m, model=pooled)=='enough'
+    pooled = NormStats(M, m.std, name='pooled-net', domain='natural images', estimator='pooled')
+    assert rule(5000, m, model=pooled)=='similar'
+    image  = NormStats(M, m.std, name='image-net', domain='natural images', estimator='image')
+    assert rule(5000, m, model=image)=='enough'
+
+def test_custom_is_pooled():
+    "What divides is the std that makes the data unit-variance, whichever was compared"
+    m = shifted(between=.1)
+    s = choose_stats(5000, m).stats
+    assert s.estimator=='pooled' and s.std==tuple(m.std.tolist()) and s.mean==tuple(m.mean.tolist())
+
+# --- constant channels
+
+def constant(v=.25):
+    x = torch.rand(9, 3, 8, 8)
+    x[:,1] = v
+    return RunningStats().update(x)
+
+@pytest.mark.parametrize('v', [0, .1, 1])
+def test_constant_channel(v):
+    c = choose_stats(5000, constant(v))
+    assert c.kind=='custom' and c.stats.std[1]==1 and c.stats.mean[1]==pytest.approx(v, rel=1e-6) and c.stats.std[0]!=1
+    assert [w for w in c.warnings if 'channel 1 is constant' in w and 'std 1' in w]
+
+def test_constant_up_to_float_rounding():
+    "A constant that a resize left with 1e-8 of noise is constant too"
+    x = torch.full((9, 1, 8, 8), .7)
+    x[:,:,0] += 6e-8
+    c = choose_stats(5000, RunningStats().update(x))
+    assert c.stats.std==(1.,) and any('constant' in w for w in c.warnings)
+
+def test_constant_channel_beside_the_models_statistics():
+    c = choose_stats(100, constant())
+    assert c.kind=='imagenet' and c.stats==IMAGENET and any('channel 1 is constant' in w for w in c.warnings)
+
+def test_few_images_of_many_channels_warn():
+    m = measured(mean=np.full(5, .5), std=np.full(5, .2))
+    few,many = choose_stats(499, m),choose_stats(500, m)
+    assert few.rule==many.rule=='channels' and few.kind==many.kind=='custom' and len(few.stats.mean)==5
+    assert len(few.warnings)==1 and '499' in few.warnings[0] and many.warnings==()
+
+# --- what it says
+
+def all_choices():
+    return [
+        choose_stats(100, shifted()),             choose_stats(5000, shifted()),         choose_stats(1000, with_z(2, 'mean')),
+        choose_stats(1000, with_z(5, 'std')),     choose_stats(5000, measured()),        choose_stats(100, measured(scale=255)),
+        choose_stats(100, one_channel),           choose_stats(100, model=xray),         choose_stats(100, shifted(), model=xray),
+        choose_stats(7, frozen=True),             choose_stats(1, stats=(M, S)),         choose_stats(7, shifted(), pretrained=False),
+        choose_stats(5000, constant()),           choose_stats(100, stats=half),         choose_stats(100, shifted(), stats='custom'),
+        choose_stats(100, shifted(), stats=(.5, .2))]
+
+@pytest.mark.parametrize('c', all_choices(), ids=lambda c: f'{c.rule}-{c.kind}')
+def test_every_choice_can_be_shown(c):
+    "One plain sentence, a repr with numbers and warnings, a table with exactly one candidate used"
+    assert c.why and '\n' not in c.why and 'nan' not in c.why.lower() and 'None' not in c.why
+    text,html = repr(c),c._repr_html_()
+    for o in (c.why, c.rule, c.kind, *c.warnings): assert o in text
+    assert '<table' in html and c.rule in html
+    t = c.table()
+    used = t[t.used]
+    assert used.candidate.nunique()==1 and used['mean'].tolist()==list(c.stats.mean)
+
+@pytest.mark.parametrize('c', all_choices(), ids=lambda c: f'{c.rule}-{c.kind}')
+def test_table_shows_the_std_that_divides(c):
+    "Also for a constant channel, where that is 1 and not the measured 0"
+    t = c.table()
+    assert t[t.used]['std'].tolist()==list(c.stats.std)
+
+def test_why_names_the_numbers():
+    assert '499' in choose_stats(499, shifted()).why and '500' in choose_stats(499, shifted()).why
+    assert '0.50 σ' in choose_stats(5000, shifted()).why and '30%' in choose_stats(5000, shifted()).why
+    assert '1,000' in choose_stats(1000, with_z(5, 'mean')).why and '5 standard errors' in choose_stats(1000, with_z(5.01, 'mean')).why
+
+def test_table():
+    m = shifted(between=.1)
+    t = choose_stats(5000, m).table()
+    assert list(t.columns)==['candidate', 'channel', 'mean', 'mean_se', 'std', 'std_se', 'image_std', 'shift', 'std_ratio', 'used']
+    assert list(zip(t.candidate, t.channel, t.used))==[('custom', c, True) for c in range(3)]+[('imagenet', c, False) for c in range(3)]
+    own,model = t[t.candidate=='custom'],t[t.candidate=='imagenet']
+    for k in ('mean', 'mean_se', 'std', 'std_se', 'image_std'): assert own[k].tolist()==getattr(m, k).tolist()
+    np.testing.assert_allclose(own['shift'], [.5]*3, rtol=1e-9)
+    np.testing.assert_allclose(own.std_ratio, [.7]*3, rtol=1e-9)  # image std against image std
+    assert model['mean'].tolist()==list(IMAGENET.mean) and model['std'].tolist()==model.image_std.tolist()==list(IMAGENET.std)
+    assert model[['mean_se', 'std_se', 'shift', 'std_ratio']].isna().all(axis=None)
+    assert all(pd.api.types.is_float_dtype(t[k]) for k in t.columns[2:-1])
+
+def test_table_of_given_numbers():
+    t = choose_stats(100, shifted(), stats=((.1, .2, .3), (.4, .5, .6))).table()
+    assert t.candidate.unique().tolist()==['custom', 'imagenet', 'given'] and t[t.used].candidate.unique().tolist()==['given']
+
+def test_html_is_escaped():
+    evil = NormStats((.5,)*3, (.25,)*3, name='<script>x</script>', domain='<img src=x>', source='a & b')
+    for c in (choose_stats(100, shifted(), model=evil), choose_stats(100, shifted(), stats=evil)):
+        html = c._repr_html_()
+        assert '<script' not in html and '<img' not in html and '&lt;script' in html
+    c = StatsChoice(IMAGENET, 'imagenet', 'small', 'a < b', 3, warnings=('<b>no</b>',))
+    assert 'a &lt; b' in c._repr_html_() and '<b>no</b>' not in c._repr_html_()
+
+# --- code, save and load
+
+@pytest.mark.parametrize('c', [1, 3, 5])
+def test_code_gives_the_same_float32(c):
+    "Evaluated, the line normalises with the very numbers that `Normalize` would hold"
+    rng = np.random.default_rng(c)
+    for _ in range(200):
+        s = NormStats(rng.normal(size=c)*10**rng.uniform(-4, 5), rng.uniform(.01, 1, c)*10**rng.uniform(-4, 5))
+        line = StatsChoice(s, 'custom', 'enough', '', 5000).code()
+        got,want = eval(line, dict(Normalize=Normalize)),Normalize.from_stats(*s)
+        assert torch.equal(got.mean, want.mean) and torch.equal(got.std, want.std), (line, s)
+
+def test_code_says_where_it_comes_from():
+    line = choose_stats(5000, shifted()).code()
+    assert line.startswith('Normalize.from_stats(') and 'rule `enough`' in line and '5,000' in line and '\n' not in line
+
+@pytest.mark.parametrize('c', all_choices(), ids=lambda c: f'{c.rule}-{c.kind}')
+def test_save_and_load(c, tmp_path):
+    f = c.save(tmp_path/'a b.json')
+    back = StatsChoice.load(str(f))
+    assert f==tmp_path/'a b.json' and [o.name for o in tmp_path.iterdir()]==['a b.json']
+    assert back.to_dict()==c.to_dict() and repr(back)==repr(c) and back.code()==c.code() and back._repr_html_()==c._repr_html_()
+    assert (back.stats, back.model, back.warnings)==(c.stats, c.model, c.warnings)
+
+def test_saved_file_is_plain_json(tmp_path):
+    "Other languages read it: no NaN or Infinity, which JSON does not have"
+    for c in all_choices():
+        json.loads(c.save(tmp_path/'c.json').read_text(encoding='utf-8'), parse_constant=lambda s: pytest.fail(f'{s} in {c.rule}'))
+
+def test_save_replaces(tmp_path):
+    f = tmp_path/'c.json'
+    f.write_text('old')
+    choose_stats(5000, shifted()).save(f)
+    assert StatsChoice.load(f).rule=='enough'
+
+def test_failed_save_leaves_the_old_file(tmp_path):
+    f = tmp_path/'c.json'
+    f.write_text('old')
+    with pytest.raises(TypeError): StatsChoice(IMAGENET, 'imagenet', 'small', object(), 3).save(f)
+    assert f.read_text()=='old' and list(tmp_path.iterdir())==[f]
+
+def damaged(**kwargs): return json.dumps({**choose_stats(100, shifted()).to_dict(), **kwargs})
+
+foreign = dict(empty='', half='{', list='[]', number='3', null='null', other='{"mean": [1]}',
+    format_only='{"format": "fastai_normstats.StatsChoice"}',
+    version=damaged(version=2), extra=damaged(extra=1), stats_number=damaged(stats=3),
+    stats_null=damaged(stats=None), stats_empty=damaged(stats={}), std_0=damaged(stats=dict(mean=[1], std=[0])), measured_empty=damaged(measured={}),
+    measured_list=damaged(measured=[]), warnings=damaged(warnings=3), model=damaged(model='imagenet'))
+
+@pytest.mark.parametrize('text', foreign.values(), ids=foreign)
+def test_load_names_a_file_it_cannot_read(tmp_path, text):
+    f = tmp_path/'c.json'
+    f.write_text(text)
+    with pytest.raises(ValueError, match='cannot read .*c.json'): StatsChoice.load(f)
+
+def test_load_of_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError): StatsChoice.load(tmp_path/'none.json')
