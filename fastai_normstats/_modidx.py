@@ -45,6 +45,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_normstats.cli._fit': ('cli.html#_fit', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._fit_options': ('cli.html#_fit_options', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._images': ('cli.html#_images', 'fastai_normstats/cli.py'),
+                                      'fastai_normstats.cli._name': ('cli.html#_name', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._one_line': ('cli.html#_one_line', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._parser': ('cli.html#_parser', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._plot': ('cli.html#_plot', 'fastai_normstats/cli.py'),

@@ -9,7 +9,7 @@ __all__ = ['CliError', 'main']
 import argparse, os, sys, tempfile, warnings
 from pathlib import Path
 
-# %% ../nbs/11_cli.ipynb #fb5622cc
+# %% ../nbs/11_cli.ipynb #c17fdf5a
 class CliError(Exception):
     "A user's mistake, said in one line"
 
@@ -22,6 +22,10 @@ def _share(s):
     if not 0<=v<1: raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, got {s}")
     return v
 
+def _name(s):
+    if not s: raise argparse.ArgumentTypeError("is empty: give a file or folder (was a shell variable not set?)")
+    return s
+
 def _positive(s):
     if not s.isdecimal() or not int(s): raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {s}")
     return int(s)
@@ -32,31 +36,31 @@ def _fit_options(p, size=224):
     p.add_argument('--size', type=_positive, default=size, help='images are squished to SIZE x SIZE pixels (default: %(default)s)')
     g = p.add_mutually_exclusive_group()
     g.add_argument('--valid-pct', type=_share, default=.2, help='share of images kept for validation and not opened (default: %(default)s)')
-    g.add_argument('--train-folder', help='measure the images below this folder of PATH, open no others')
+    g.add_argument('--train-folder', type=_name, help='measure the images below this folder of PATH, open no others')
     p.add_argument('--tol', type=float, default=0., help='0 measures every training image, and is what this version can do')
     p.add_argument('--no-cache', action='store_true', help='keep no measurement on disk, which is what this version does')
     p.add_argument('--seed', type=int, default=0, help='of the split and of the pass (default: %(default)s)')
-    p.add_argument('--out', help='write the choice to this JSON file, for `normstats show`')
-    p.add_argument('--plot', help='write the histograms to this picture file (.png, .pdf, .svg)')
+    p.add_argument('--out', type=_name, help='write the choice to this JSON file, for `normstats show`')
+    p.add_argument('--plot', type=_name, help='write the histograms to this picture file (.png, .pdf, .svg)')
 
-# %% ../nbs/11_cli.ipynb #db7312c6
+# %% ../nbs/11_cli.ipynb #6f4e7554
 def _parser():
     from fastai_normstats import __version__
     p = _Parser(prog='normstats', description='Normalization statistics of an image folder: measured on the training split, weighed, explained.')
     p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=_Parser)
     fit = sub.add_parser('fit', help='measure an image folder and choose statistics')
-    fit.add_argument('path', metavar='PATH', help='folder of images, searched with its subfolders')
+    fit.add_argument('path', metavar='PATH', type=_name, help='folder of images, searched with its subfolders')
     _fit_options(fit)
     show = sub.add_parser('show', help='print a saved choice')
-    show.add_argument('file', metavar='FILE', help='a JSON file that `normstats fit --out` or `StatsChoice.save` wrote')
-    show.add_argument('--plot', help='write the histograms to this picture file (.png, .pdf, .svg)')
+    show.add_argument('file', metavar='FILE', type=_name, help='a JSON file that `normstats fit --out` or `StatsChoice.save` wrote')
+    show.add_argument('--plot', type=_name, help='write the histograms to this picture file (.png, .pdf, .svg)')
     demo = sub.add_parser('demo', help="run `fit` on scikit-learn's 1,797 handwritten digits")
     _fit_options(demo, size=64)
     demo.set_defaults(plot='normstats-demo.png')
     return p
 
-# %% ../nbs/11_cli.ipynb #3bc9b7fa
+# %% ../nbs/11_cli.ipynb #6291b607
 def _images(path):
     "All image files below `path`; an unreadable folder is an error here, where fastai's `get_image_files` would pass it over"
     from fastai.data.transforms import image_extensions
@@ -74,7 +78,8 @@ def _splitter(args, path):
     if not args.train_folder: return RandomSplitter(args.valid_pct, seed=args.seed)
     train = path/args.train_folder
     if not train.is_dir(): raise CliError(f"no such folder: {train} (`--train-folder` is looked for below PATH)")
-    return FuncSplitter(lambda f: train not in f.parents)
+    inside = os.path.join(os.path.abspath(train), '')
+    return FuncSplitter(lambda f: not os.path.abspath(f).startswith(inside))
 
 # %% ../nbs/11_cli.ipynb #92ae7095
 def _fit(args, path, name):

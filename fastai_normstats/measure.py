@@ -99,16 +99,16 @@ def _hist_range(x):
     if lo>=0 and hi<=255: return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
 
-# %% ../nbs/03_measure.ipynb #7f14da5b
-def _update(rs, x, loader, idxs):
+# %% ../nbs/03_measure.ipynb #18c8d8ee
+def _update(rs, x, loader, idxs, n_inp):
     "Count batch `x` in, naming the first item that holds NaN or infinity"
     try: return rs.update(x)
     except ValueError as e:
         if x.isfinite().all(): raise
-        bad = next((i for i in idxs if _has_nonfinite(loader.do_item(i))), None)  # not the transforms' doing if an item has it
+        bad = next((i for i in idxs if _has_nonfinite(loader.do_item(i), n_inp)), None)  # not the transforms' doing if an item has it
         raise ValueError(str(e) if bad is None else f"{_item_name(getattr(loader.dataset, 'items', None), bad)}: {e}") from e
 
-def _has_nonfinite(item): return item is not None and any(not im.isfinite().all() for im in input_images(item, 1))
+def _has_nonfinite(item, n_inp): return item is not None and any(not im.isfinite().all() for im in input_images(item, n_inp))
 
 def measure_stats(
     dl:TfmdDL,          # The training loader, e.g. `dls.train`
@@ -126,7 +126,7 @@ def measure_stats(
             for b in progress_bar(loader, leave=False) if verbose else loader:
                 images = input_images(b, n_inp)
                 if rs is None: rs = RunningStats(value_range=_hist_range(images[0]))
-                for x in images: _update(rs, x, loader, idxs)
+                for x in images: _update(rs, x, loader, idxs, n_inp)
         except ReadError as e: raise _from_worker(e) from e
     if rs is None: raise ValueError("the loader yielded no batch: every item was skipped")
     return rs

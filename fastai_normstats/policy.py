@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Policy', 'NotMeasured', 'StatsChoice', 'choose_stats']
 
-# %% ../nbs/02_policy.ipynb #bdc8b382
+# %% ../nbs/02_policy.ipynb #608dc409
 import json, os, tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 
@@ -190,7 +191,7 @@ def _unclear(case):
 _rules = dict(given=_given, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #b6d90231
+# %% ../nbs/02_policy.ipynb #b0195aff
 _format = 'fastai_normstats.StatsChoice'
 
 @dataclass(frozen=True)
@@ -207,8 +208,7 @@ class StatsChoice:
 
     def code(self)->str:
         "The line that hard-codes these statistics in a script; gives the same float32 numbers"
-        f32 = (torch.tensor(v, dtype=torch.float32).tolist() for v in self.stats)  # 9 digits of a float32 give it back exactly
-        mean,std = (f"({', '.join(f'{o:.9g}' for o in v)}{','*(len(v)==1)})" for v in f32)
+        mean,std = (f"({', '.join(str(np.float32(o)) for o in v)}{','*(len(v)==1)})" for v in self.stats)  # the shortest that gives it back
         return f"Normalize.from_stats({mean}, {std})  # {self.stats.name}, rule `{self.rule}`, {self.n_images:,} training images"
 
     def __repr__(self):
