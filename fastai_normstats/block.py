@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KeptSplit']
 
-# %% ../nbs/07_block.ipynb #63080af8
+# %% ../nbs/07_block.ipynb #8e7f7ea8
+from copy import copy
 from difflib import get_close_matches
 from inspect import signature
 
@@ -23,7 +24,7 @@ from .measure import ReadError, _first_line, _item_name
 from .policy import StatsChoice
 from .transform import DatasetStats
 
-# %% ../nbs/07_block.ipynb #9f093eba
+# %% ../nbs/07_block.ipynb #98ef5e8c
 class KeptSplit:
     "A splitter that goes on with its first split while the items stay the same"
     def __init__(self,
@@ -31,13 +32,14 @@ class KeptSplit:
     ): self.splitter,self.splits,self.key,self.items = splitter,None,None,None
 
     def __call__(self, items):
-        if not len(items): raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file endings?)")
+        if not len(items):
+            raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file endings?)")
         splits,key = self.splitter(items),describe(items)  # asked every time, so that random states move on as without this
         if key!=self.key: self.splits,self.key,self.items = splits,key,items
         if not len(self.splits[0]): raise ValueError(f"no training images: the splitter put all {len(items):,} items into validation")
         return self.splits
 
-# %% ../nbs/07_block.ipynb #e35131e4
+# %% ../nbs/07_block.ipynb #930a8701
 _own = [k for k in signature(DatasetStats.__init__).parameters if k not in ('self', 'mean', 'std')]
 
 def _with_stats(tfms, tfm):
@@ -61,7 +63,7 @@ def _fit_block(self, source, **kwargs):
     except ReadError: raise
     except OSError as e:
         if self.splitter.items is None: raise
-        first = _item_name(self.splitter.items, self.splitter.splits[0][0])  # fastai opens it to find out about types
+        first = _item_name(self.splitter, self.splitter.splits[0][0])  # fastai opens it to find out about types
         raise ReadError(f"cannot read {first}: {_first_line(e)}") from e
 
 @patch
@@ -75,7 +77,7 @@ def fit_stats(self:DataBlock,
     _check_keywords(self, kwargs)
     tfm = DatasetStats(model=model, **{k: kwargs.pop(k) for k in _own if k in kwargs})
     before,states = {k: getattr(self, k) for k in ('splitter', 'batch_tfms', 'default_batch_tfms')},get_random_states()
-    if not isinstance(self.splitter, KeptSplit): self.splitter = KeptSplit(self.splitter or RandomSplitter())
+    self.splitter = copy(self.splitter) if isinstance(self.splitter, KeptSplit) else KeptSplit(self.splitter or RandomSplitter())
     for k in ('batch_tfms', 'default_batch_tfms'): setattr(self, k, _with_stats(getattr(self, k), tfm))
     try: _fit_block(self, source, **kwargs)
     except BaseException:

@@ -43,10 +43,11 @@ def _fit_options(p, size=224):
     p.add_argument('--out', type=_name, help='write the choice to this JSON file, for `normstats show`')
     p.add_argument('--plot', type=_name, help='write the histograms to this picture file (.png, .pdf, .svg)')
 
-# %% ../nbs/11_cli.ipynb #6f4e7554
+# %% ../nbs/11_cli.ipynb #b4547ac3
 def _parser():
     from fastai_normstats import __version__
-    p = _Parser(prog='normstats', description='Normalization statistics of an image folder: measured on the training split, weighed, explained.')
+    p = _Parser(prog='normstats', description='Normalization statistics of an image folder: measured on the training split, '
+                                              'weighed, explained.')
     p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=_Parser)
     fit = sub.add_parser('fit', help='measure an image folder and choose statistics')
@@ -81,7 +82,7 @@ def _splitter(args, path):
     inside = os.path.join(os.path.abspath(train), '')
     return FuncSplitter(lambda f: not os.path.abspath(f).startswith(inside))
 
-# %% ../nbs/11_cli.ipynb #92ae7095
+# %% ../nbs/11_cli.ipynb #e0f21db2
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats` and return the choice"
     from fastai.data.block import DataBlock
@@ -99,11 +100,12 @@ def _workers(): return min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched
 def _check_outputs(out=None, plot=None):
     "Refuse now an output file that could not be written after the long pass"
     for f in filter(None, (out, plot)):
-        if not os.access(Path(f).absolute().parent, os.W_OK) or Path(f).is_dir(): raise CliError(f"cannot write {f}: no such folder, or no permission")
+        if os.access(Path(f).absolute().parent, os.W_OK) and not Path(f).is_dir(): continue
+        raise CliError(f"cannot write {f}: no such folder, or no permission")
     if not plot: return
     from matplotlib.backend_bases import FigureCanvasBase
-    kinds = sorted(FigureCanvasBase.filetypes)
-    if Path(plot).suffix.lower().lstrip('.') not in kinds: raise CliError(f"cannot draw a picture of kind {Path(plot).suffix!r}: {plot} must end in one of {', '.join(kinds)}")
+    kind,kinds = Path(plot).suffix.lower().lstrip('.'),sorted(FigureCanvasBase.filetypes)
+    if kind not in kinds: raise CliError(f"cannot draw a picture of kind '.{kind}': {plot} must end in one of {', '.join(kinds)}")
 
 # %% ../nbs/11_cli.ipynb #b3be93fb
 def _plot(choice, file):

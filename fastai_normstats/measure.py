@@ -19,13 +19,14 @@ from fasttransform import Pipeline
 
 from .running import RunningStats
 
-# %% ../nbs/03_measure.ipynb #e4d430b1
+# %% ../nbs/03_measure.ipynb #1ff90a2f
 def before_normalize(
     dl:TfmdDL  # A loader with batch transforms
 )->list:
     "The batch transforms that images meet before normalisation: those ordered before Normalize, without any Normalize"
     if not isinstance(getattr(dl, 'after_batch', None), Pipeline):
-        raise TypeError(f"need a fastai `TfmdDL` with batch transforms, got {type(dl).__name__}: build it with a DataBlock or Datasets.dataloaders")
+        raise TypeError(f"need a fastai `TfmdDL` with batch transforms, got {type(dl).__name__}: build it with a DataBlock or "
+                        "`Datasets.dataloaders`")
     return [f for f in dl.after_batch.fs if f.order<Normalize.order and not isinstance(f, Normalize)]
 
 # %% ../nbs/03_measure.ipynb #d7ae8ac3
@@ -40,12 +41,13 @@ def input_images(
     kinds = ', '.join(type(o).__name__ for o in parts)
     raise TypeError(f"no image among the inputs ({kinds}): Normalize acts on TensorImage only, so let a block yield it (e.g. `ImageBlock`)")
 
-# %% ../nbs/03_measure.ipynb #f7d2d849
+# %% ../nbs/03_measure.ipynb #bd3b5768
 class ReadError(OSError):
     "An item could not be read or transformed; names it"
 
-def _item_name(items, i):
-    "The file or row at index `i` of `items`, for messages"
+def _item_name(dataset, i):
+    "The file or row that `dataset` (or anything with `items`) reads for index `i`, for messages"
+    items = getattr(dataset, 'items', None)
     if items is None: return f"item {i}"
     item = items.iloc[i] if hasattr(items, 'iloc') else items[i]
     return ' '.join(str(item).split())[:300]
@@ -57,7 +59,7 @@ class _NamedItems:
     def __init__(self, dl): self.dl,self.do_item = dl,dl.do_item
     def __call__(self, i):
         try: return self.do_item(i)
-        except Exception as e: raise ReadError(f"cannot read {_item_name(getattr(self.dl.dataset, 'items', None), i)}: {_first_line(e)}") from e
+        except Exception as e: raise ReadError(f"cannot read {_item_name(self.dl.dataset, i)}: {_first_line(e)}") from e
 
 class _NamedBatch:
     "A loader's `create_batch`, with an error that says which shapes differ"
@@ -66,25 +68,26 @@ class _NamedBatch:
         try: return self.create_batch(items)
         except (RuntimeError, TypeError, ValueError) as e: raise ReadError(_why_not_collated(items, e)) from e
 
-# %% ../nbs/03_measure.ipynb #949d6538
+# %% ../nbs/03_measure.ipynb #8da7f59b
 def _why_not_collated(items, e):
     "One sentence on why `items` do not fit into one batch"
     shapes = [tuple(getattr(it[0] if isinstance(it, (tuple, list)) else it, 'shape', ())) for it in items]
     other = next((s for s in shapes if s!=shapes[0]), None)
     if other is None: return f"cannot collate a batch: {_first_line(e)}"
+    what,fix = 'sizes', "bring them to one size, e.g. `item_tfms=Resize(224)`"
     if shapes[0][1:]==other[1:]: what,fix = 'channel counts', "load them as one kind, e.g. `ImageBlock(PILImage)` or `ImageBlock(PILImageBW)`"
-    else:                        what,fix = 'sizes', "bring them to one size, e.g. `item_tfms=Resize(224)`"
     return f"images of one batch have different {what}, {shapes[0]} and {other}: {fix}"
 
 def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #347fc9ac
+# %% ../nbs/03_measure.ipynb #a5f8dc29
 def _once_each(dl, seed):
     "A loader like `dl` over each of its items once, in a seeded random order and up to Normalize, and that order"
     tfms = before_normalize(dl)
-    if not dl.indexed or dl.n is None: raise TypeError("the training set must be indexed and have a length: an iterable one cannot be gone through once")
+    if not dl.indexed or dl.n is None:
+        raise TypeError("the training set must be indexed and have a length: an iterable one cannot be gone through once")
     if not dl.n: raise ValueError("the training split is empty: no image to measure")
     idxs = random.Random(seed).sample(range(dl.n), dl.n)
     loader = DataLoader.new(dl, do_setup=False, shuffle=False, drop_last=False, n=dl.n, get_idxs=partial(list, idxs),
@@ -99,14 +102,14 @@ def _hist_range(x):
     if lo>=0 and hi<=255: return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
 
-# %% ../nbs/03_measure.ipynb #18c8d8ee
+# %% ../nbs/03_measure.ipynb #97fb05e0
 def _update(rs, x, loader, idxs, n_inp):
     "Count batch `x` in, naming the first item that holds NaN or infinity"
     try: return rs.update(x)
     except ValueError as e:
         if x.isfinite().all(): raise
         bad = next((i for i in idxs if _has_nonfinite(loader.do_item(i), n_inp)), None)  # not the transforms' doing if an item has it
-        raise ValueError(str(e) if bad is None else f"{_item_name(getattr(loader.dataset, 'items', None), bad)}: {e}") from e
+        raise ValueError(str(e) if bad is None else f"{_item_name(loader.dataset, bad)}: {e}") from e
 
 def _has_nonfinite(item, n_inp): return item is not None and any(not im.isfinite().all() for im in input_images(item, n_inp))
 

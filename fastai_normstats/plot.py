@@ -11,7 +11,7 @@ from fastcore.basics import patch
 
 from .policy import StatsChoice
 
-# %% ../nbs/09_plot.ipynb #1a2bbc2b
+# %% ../nbs/09_plot.ipynb #cfdf8e32
 _colors = ['#0072B2', '#D55E00', '#009E73']  # Okabe & Ito's colour-blind-safe palette
 _channel_names = {1: ['grey'], 3: ['red', 'green', 'blue']}
 
@@ -24,13 +24,14 @@ def _draw_hist(ax, m, c):
     ax.stairs(share, edges, fill=True, color='#BBBBBB')
     ax.set_ylim(0, 1.05*top)
     i = share.argmax()
-    if share[i]>top: ax.annotate(f"{share[i]:.0%} near {edges[i]:.2g}", (edges[i], top), xytext=(4, -8), textcoords='offset points', fontsize=8, color='#555555')
+    if share[i]>top:
+        ax.annotate(f"{share[i]:.0%} near {edges[i]:.2g}", (edges[i], top), xytext=(4, -8), textcoords='offset points', fontsize=8, color='#555555')
 
 def _draw_candidate(ax, i, name, mean, std, used):
     "A bar from mean − std to mean + std above the histogram"
     y = 1.06+.09*i
-    ax.errorbar(mean, y, xerr=std, fmt='o', color=_colors[i%3], lw=3 if used else 1.5, capsize=4, clip_on=False, transform=ax.get_xaxis_transform(),
-                label=f"{name}{' (used)' if used else ''}")
+    ax.errorbar(mean, y, xerr=std, fmt='o', color=_colors[i%3], lw=3 if used else 1.5, capsize=4, clip_on=False,
+                transform=ax.get_xaxis_transform(), label=f"{name}{' (used)' if used else ''}")
     ax.axvline(mean, color=_colors[i%3], lw=1, ls='-' if used else '--')
 
 # %% ../nbs/09_plot.ipynb #d39053c4

@@ -92,7 +92,7 @@ def _lives_on(m):
 
 def _num(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
 
-# %% ../nbs/02_policy.ipynb #ddfecfaa
+# %% ../nbs/02_policy.ipynb #bb945b29
 def _given(case):
     "`stats=` named statistics or numbers"
     s = case.stats
@@ -100,11 +100,12 @@ def _given(case):
         if s=='auto':       return None
         if s=='custom':     return _custom(case, "the data's own statistics, as `stats='custom'` asks")
         if s=='pretrained': return _models(case, f"{case.whose} statistics, as `stats='pretrained'` asks")
+    takes = "`stats` takes 'auto', 'custom', 'imagenet', 'pretrained', a model's name or (mean, std)"
     try: stats = model_stats(s, n_channels=None)
-    except ValueError as e: raise ValueError(f"`stats` takes 'auto', 'custom', 'imagenet', 'pretrained', a model's name or (mean, std): {e}") from e
-    if stats is None: raise ValueError("`stats` takes 'auto', 'custom', 'imagenet', 'pretrained', a model's name or (mean, std), got None")
+    except ValueError as e: raise ValueError(f"{takes}: {e}") from e
+    if stats is None: raise ValueError(f"{takes}, got None")
     kind = 'imagenet' if tuple(stats)==tuple(IMAGENET) else 'given'
-    return _Verdict(stats, kind, "the numbers that `stats=` gives" if stats.name=='custom' else f"{stats.name} statistics, as `stats=` gives them")
+    return _Verdict(stats, kind, f"{'the numbers' if stats.name=='custom' else stats.name+' statistics'}, as `stats=` gives them")
 
 def _scratch(case):
     "No pretrained weights"
@@ -122,7 +123,8 @@ def _range(case):
 
 def _domain(case):
     "A model of the user's own kind of images"
-    if case.is_domain: return _models(case, f"{case.model.name} was pretrained on {case.model.domain} ({case.model.source}), so its own statistics")
+    m = case.model
+    if case.is_domain: return _models(case, f"{m.name} was pretrained on {m.domain} ({m.source}), so its own statistics")
 
 # %% ../nbs/02_policy.ipynb #2fd2594e
 def _channels(case):
@@ -144,7 +146,7 @@ def _small(case):
     case.own
     if case.n_images<n: return _models(case, f"{case.n_text} are fewer than {n:,}: too few to depart from {case.whose} statistics")
 
-# %% ../nbs/02_policy.ipynb #ed5786fa
+# %% ../nbs/02_policy.ipynb #9d01649c
 def _difference(measured, model):
     "Shift of the mean in σ and log ratio of the std from `model`, with the standard error of each: four tensors of shape (C,)"
     m,s = (torch.tensor(o, dtype=torch.float64) for o in model)
@@ -165,8 +167,8 @@ def _similar(case):
 def _enough(case):
     "Enough images"
     n = case.policy.enough
-    if case.n_images>=n: return _custom(case, f"{case.n_text} (at least {n:,}) differ from {case.whose} statistics by {_by_how_much(case)}, "
-                                              f"so the data's own")
+    if case.n_images<n: return None
+    return _custom(case, f"{case.n_text} (at least {n:,}) differ from {case.whose} statistics by {_by_how_much(case)}, so the data's own")
 
 # %% ../nbs/02_policy.ipynb #507f94fd
 def _significance(case):
@@ -191,7 +193,7 @@ def _unclear(case):
 _rules = dict(given=_given, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #b0195aff
+# %% ../nbs/02_policy.ipynb #b99bd91a
 _format = 'fastai_normstats.StatsChoice'
 
 @dataclass(frozen=True)
@@ -212,8 +214,8 @@ class StatsChoice:
         return f"Normalize.from_stats({mean}, {std})  # {self.stats.name}, rule `{self.rule}`, {self.n_images:,} training images"
 
     def __repr__(self):
-        lines = [f"{self.kind} statistics (rule `{self.rule}`): {self.why}", self.table().to_string(index=False, float_format='%.4g', na_rep='–')]
-        return '\n'.join(lines+[f"warning: {w}" for w in self.warnings])
+        table = self.table().to_string(index=False, float_format='%.4g', na_rep='–')
+        return '\n'.join([f"{self.kind} statistics (rule `{self.rule}`): {self.why}", table, *[f"warning: {w}" for w in self.warnings]])
 
     def _repr_html_(self):
         warn = ''.join(f'<br>⚠ {escape(w)}' for w in self.warnings)
@@ -293,7 +295,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #44379857
+# %% ../nbs/02_policy.ipynb #d7d5cd44
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -315,7 +317,7 @@ def _general_warnings(case, v):
     m = case.measured
     if m is None: return []
     if len(v.stats.mean) not in (1, m.n_channels):
-        raise ValueError(f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the {v.stats.name} statistics {len(v.stats.mean)}: "
-                         f"give as many numbers as channels, or `stats='custom'`")
+        raise ValueError(f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the {v.stats.name} statistics "
+                         f"{len(v.stats.mean)}: give as many numbers as channels, or `stats='custom'`")
     now = 'std 1 is used, its values become 0' if v.kind=='custom' else 'it carries nothing'
     return [f"channel {c} is constant ({_num(m.mean[c].item())}): {now}" for c,const in enumerate(_constant(m)) if const]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #957c5a58
+# %% ../nbs/06_transform.ipynb #86b65996
 import warnings
 from copy import copy
 
@@ -18,19 +18,20 @@ from fastcore.foundation import L
 from fasttransform import Pipeline
 from plum import NotFoundLookupError
 
-from .cache import measure_key
+from .cache import measure_key, settle
 from .measure import measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, choose_stats
 
-# %% ../nbs/06_transform.ipynb #5f217d14
+# %% ../nbs/06_transform.ipynb #d5ed6921
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
         raise ValueError(f"got `{'std' if mean is None else 'mean'}` alone: give both `mean` and `std`, or neither to measure them")
     if mean is None: return
     m,s = (torch.as_tensor(o, dtype=torch.float64) for o in (mean, std))
-    if not (m.isfinite().all() and s.isfinite().all()): raise ValueError(f"`mean` and `std` must be finite, got {m.flatten().tolist()} and {s.flatten().tolist()}")
+    for k,v in dict(mean=m, std=s).items():
+        if not v.isfinite().all(): raise ValueError(f"`{k}` must be finite, got {v.flatten().tolist()}")
     if (s<=0).any(): raise ValueError(f"`std` must be above 0 in every channel, got {s.flatten().tolist()}")
     if 1!=m.numel()!=s.numel()!=1: raise ValueError(f"`mean` has {m.numel()} channels and `std` {s.numel()}: give one of each per channel")
 
@@ -56,10 +57,11 @@ def _fits(x, mean, chosen):
 def _shape_error(x, mean, axes):
     "For a batch that broadcasting would blow up, or that does not fit at all"
     if x.ndim!=mean.ndim:
-        return ValueError(f"got a batch {tuple(x.shape)} of {x.ndim} axes, while `axes` is {axes} and speaks of {mean.ndim}: give all axes but that of "
-                          f"the channels, `axes={(0, *range(2, x.ndim))}`")
+        return ValueError(f"got a batch {tuple(x.shape)} of {x.ndim} axes, while `axes` is {axes} and speaks of {mean.ndim}: "
+                          f"give all axes but that of the channels, `axes={(0, *range(2, x.ndim))}`")
     got,want = (f"{o.shape[1]} channel{'s'*(o.shape[1]!=1)}" for o in (x, mean))
-    return ValueError(f"got a batch {tuple(x.shape)} of {got} and statistics of {want}: load images (and image targets) of {want}, or use `stats='custom'`")
+    return ValueError(f"got a batch {tuple(x.shape)} of {got} and statistics of {want}: "
+                      f"load images (and image targets) of {want}, or use `stats='custom'`")
 
 def _signs(dl): return bool(dl.shuffle), bool(dl.drop_last)
 
@@ -100,7 +102,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #bbd5ad43
+# %% ../nbs/06_transform.ipynb #cc4b1490
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -144,11 +146,12 @@ class DatasetStats(Normalize):
         "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
         if self.fixed or self._fits and _is_valid_loader(dl, self._train_signs): return
         if _is_valid_loader(dl):
-            raise ValueError(f"statistics must come from the training split, got the loader of split {dl.dataset.split_idx}: set up the training loader first")
+            raise ValueError(f"statistics must come from the training split, got the loader of split {dl.dataset.split_idx}: "
+                             "set up the training loader first")
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #d3b384f7
+# %% ../nbs/06_transform.ipynb #ec4679e6
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
@@ -163,10 +166,10 @@ def _fit(self:DatasetStats, dl):
         parts = ', '.join(k for k in key if key[k]!=self._fits[0][0][k])
         warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are measured again")
     if before is None and self._fits and getattr(dl.dataset, 'split_idx', None) is None:
-        warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is measured as another one: "
-                      "if it is for validation, make both from one `Datasets` with `splits`")
+        warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is measured "
+                      "as another one: if it is for validation, make both from one `Datasets` with `splits`")
     self.choice,self._train_signs = before or self._choose(dl),_signs(dl)
-    if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (key, self.choice)]
+    if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (settle(key), self.choice)]
 
 @patch
 def _choose(self:DatasetStats, dl):
@@ -178,7 +181,7 @@ def _choose(self:DatasetStats, dl):
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
     return choice
 
-# %% ../nbs/06_transform.ipynb #d4e3991f
+# %% ../nbs/06_transform.ipynb #e7cd65aa
 @patch
 def installed(self:DatasetStats):
     "A copy with these numbers for good: setting it up on other loaders changes nothing"
@@ -190,11 +193,14 @@ def installed(self:DatasetStats):
 def setup(self:DatasetStats, items=None, train_setup=False):
     "Measure the training loader `items`, and leave a copy with its statistics in the pipeline that is being set up"
     pipe = getattr(items, 'after_batch', None)
-    if others := _beside(pipe, self): raise ValueError(f"{type(others[0]).__name__} beside DatasetStats would normalise twice: keep one of them")
+    if others := _beside(pipe, self):
+        raise ValueError(f"{type(others[0]).__name__} beside DatasetStats would normalise twice: keep one of them")
     if self.fixed: return
-    if items is None: raise ValueError("DatasetStats got no loader to measure: put it into `batch_tfms`, or call `dls.fit_stats()` on loaders that exist")
-    if not isinstance(items, DataLoader): raise TypeError(f"DatasetStats is a batch transform, got set up on a {type(items).__name__}: put it into `batch_tfms`")
-    if _holds(items.after_item, self): raise TypeError("DatasetStats is a batch transform, got it among the item transforms: put it into `batch_tfms`")
+    if items is None:
+        raise ValueError("DatasetStats got no loader to measure: put it into `batch_tfms`, or call `dls.fit_stats()` on loaders that exist")
+    if not isinstance(items, DataLoader) or _holds(items.after_item, self):
+        where = 'the item transforms' if isinstance(items, DataLoader) else f'the transforms of a {type(items).__name__}'
+        raise TypeError(f"DatasetStats is a batch transform, got it among {where}: put it into `batch_tfms`")
     try: self.setups(items)
     except (AttributeError, NotFoundLookupError) as e: raise RuntimeError(f"measuring failed: {type(e).__name__}: {e}") from e
     if not _holds(pipe, self) or any(f is self for f in pipe.fs): return  # set up by hand, not by a pipeline

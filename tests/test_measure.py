@@ -170,8 +170,11 @@ def test_nothing_after_normalize(folder, way):
     assert len(rec.seen)<=1  # fastai looks at one item when it makes the validation loader
 
 @pytest.mark.parametrize('way', [by_loader, by_block, by_dls], ids=lambda f: f.__name__)
-def test_normalize_that_is_there_is_left_out(folder, way):
-    m = way(block(batch_tfms=[Normalize.from_stats(*imagenet_stats)]), folder, **small)
+@pytest.mark.parametrize('order', [99, 50])
+def test_normalize_that_is_there_is_left_out(folder, way, order):
+    norm = Normalize.from_stats(*imagenet_stats)
+    norm.order = order
+    m = way(block(batch_tfms=[norm]), folder, **small)
     check(m, pixels(train_files(folder)))
 
 def test_fit_replaces_normalize(folder):
@@ -441,13 +444,41 @@ def test_parameter_of_a_transform_changed_in_place(folder, passes):
     close(db.dataloaders(folder, **small).stats_choice.measured.mean, 2*one)
     assert len(passes)==2
 
-def test_attribute_of_a_transform_changed_in_place(folder, passes):
-    "The same for what the object keeps under a name of its own"
-    curve = Curve(1.)
-    db = block(batch_tfms=[curve, DatasetStats(**custom)])
-    db.dataloaders(folder, **small)
-    curve.lut = .5
-    check(db.dataloaders(folder, **small).stats_choice.measured, np.sqrt(pixels(train_files(folder))))
+class Stateful(Transform):
+    "Takes no argument: its parameter is an attribute"
+    order,by = 20,1.
+    def encodes(self, x:TensorImage): return x*self.by
+
+class StatefulInit(Stateful):
+    def __init__(self): self.by = 1.
+
+_by = 1.
+def by_global(x:TensorImage): return x*_by
+def by_other_function(x:TensorImage): return times(x)
+def times(x): return x
+
+def by_list(box):
+    def f(x:TensorImage): return x*box[0]
+    return f
+
+def _set_attribute():       tfm = StatefulInit(); return tfm,lambda m: setattr(tfm, 'by', 2.)
+def _set_renamed():         tfm = Curve(1.);      return tfm,lambda m: setattr(tfm, 'lut', .5)
+def _set_class_attribute(): return Stateful(),lambda m: m.setattr(Stateful, 'by', 2.)
+def _set_list():            box = [1.]; return by_list(box),lambda m: box.append(box.pop()*2)
+def _set_global():          return by_global,lambda m: m.setattr(sys.modules[__name__], '_by', 2.)
+def _redefine():            return by_other_function,lambda m: m.setattr(sys.modules[__name__], 'times', lambda x: x*2.)
+
+@pytest.mark.parametrize('make', [_set_attribute, _set_renamed, _set_class_attribute, _set_list, _set_global, _redefine],
+    ids=lambda f: f.__name__[1:])
+def test_transform_changed_in_place(folder, passes, monkeypatch, make):
+    "The very same object does something else now, as after a notebook cell was edited and run again"
+    tfm,change = make()
+    db = block(batch_tfms=[tfm, DatasetStats(**custom)])
+    for _ in range(2): check(db.dataloaders(folder, **small).stats_choice.measured, pixels(train_files(folder)))
+    assert len(passes)==1
+    change(monkeypatch)
+    want = np.sqrt(pixels(train_files(folder))) if make is _set_renamed else 2*pixels(train_files(folder))
+    check(db.dataloaders(folder, **small).stats_choice.measured, want)
     assert len(passes)==2
 
 def test_other_loading_function(folder, passes):

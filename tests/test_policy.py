@@ -60,18 +60,20 @@ def test_own_similar():
     m = measured(mean=M+.15*S)
     assert rule(2000, m)=='enough' and rule(2000, m, policy=Policy(similar=.16))=='similar'
 
-def with_z(z, kind):
-    "Measured statistics whose largest difference, .2 in channel 1, is `z` of its standard errors"
-    one,unit = np.array([0, 1, 0]),.2*np.sqrt(49)/z
-    if kind=='mean': return measured(mean=M+.2*S*one, between=unit*S*one, n=50)
-    std = S*np.exp(.2*one)
+def with_z(z, kind, by=.2):
+    "Measured statistics whose largest difference, `by` in channel 1, is `z` of its standard errors"
+    one,unit = np.array([0, 1, 0]),abs(by)*np.sqrt(49)/z
+    if kind=='mean': return measured(mean=M+by*S*one, between=unit*S*one, n=50)
+    std = S*np.exp(by*one)
     return measured(std=std, std_between=unit*std*one, n=50)
 
 @pytest.mark.parametrize('kind', ['mean', 'std'])
+@pytest.mark.parametrize('by', [.2, -.2])
 @pytest.mark.parametrize('n', [500, 1999])
-def test_z(kind, n):
-    assert rule(n, with_z(2.99, kind))=='unclear' and rule(n, with_z(3.01, kind))=='significant'
-    assert rule(n, with_z(2.99, kind), policy=Policy(z=2.9))=='significant' and rule(n, with_z(3.01, kind), policy=Policy(z=3.1))=='unclear'
+def test_z(kind, by, n):
+    less,more = with_z(2.99, kind, by),with_z(3.01, kind, by)
+    assert rule(n, less)=='unclear' and rule(n, more)=='significant'
+    assert rule(n, less, policy=Policy(z=2.9))=='significant' and rule(n, more, policy=Policy(z=3.1))=='unclear'
 
 def test_sure_but_tiny_difference_is_not_significant():
     "0.05 σ beyond any doubt in one channel does not speak for a doubtful 0.2 σ in another"
