@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['KeptSplit']
 
-# %% ../nbs/07_block.ipynb #8e7f7ea8
-from copy import copy
+# %% ../nbs/07_block.ipynb #74949752
 from difflib import get_close_matches
 from inspect import signature
 
@@ -15,7 +14,7 @@ from fastai.data.core import DataLoaders, FilteredBase, TfmdDL
 from fastai.data.transforms import Normalize, RandomSplitter
 from fastai.torch_core import get_random_states, set_random_states
 from fastcore.basics import patch
-from fastcore.foundation import L
+from fastcore.foundation import L, mask2idxs
 from fastcore.meta import delegates
 from fasttransform import Pipeline
 
@@ -24,27 +23,43 @@ from .measure import ReadError, _first_line, _item_name
 from .policy import StatsChoice
 from .transform import DatasetStats
 
-# %% ../nbs/07_block.ipynb #98ef5e8c
+# %% ../nbs/07_block.ipynb #df642ffa
 class KeptSplit:
-    "A splitter that goes on with its first split while the items stay the same"
+    "A splitter that goes on with its first split while the items, and what `splitter` makes of them, stay the same"
     def __init__(self,
-        splitter  # The splitter that is asked once, and again for other items
-    ): self.splitter,self.splits,self.key,self.items = splitter,None,None,None
+        splitter  # The splitter whose split is kept
+    ): self.splitter,self.splits,self.key,self.items,self.states = splitter,None,None,None,None
 
     def __call__(self, items):
         if not len(items):
             raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file endings?)")
-        splits,key = self.splitter(items),describe(items)  # asked every time, so that random states move on as without this
-        if key!=self.key: self.splits,self.key,self.items = splits,key,items
+        states,key = get_random_states(),describe(items)
+        splits = self._ask(items)  # always asked, so that random states move on as without this
+        if key!=self.key or not self._is_kept(items, splits):
+            self.splits,self.key,self.items,self.states = splits,key,items,states
         if not len(self.splits[0]): raise ValueError(f"no training images: the splitter put all {len(items):,} items into validation")
         return self.splits
 
-# %% ../nbs/07_block.ipynb #930a8701
+    def _ask(self, items): return [list(range(len(items))[o]) if isinstance(o, slice) else list(mask2idxs(o)) for o in self.splitter(items)]
+
+    def _is_kept(self, items, splits):
+        "Does the splitter give the kept split, now or with the random state that it had then?"
+        if splits==self.splits: return True
+        now = get_random_states()
+        set_random_states(**self.states)
+        try: return self._ask(items)==self.splits
+        finally: set_random_states(**now)
+
+# %% ../nbs/07_block.ipynb #a395538d
 _own = [k for k in signature(DatasetStats.__init__).parameters if k not in ('self', 'mean', 'std')]
 
 def _with_stats(tfms, tfm):
     "`tfms` with `tfm` in place of every Normalize"
     return L(o for o in tfms if not isinstance(o, Normalize) and not (isinstance(o, type) and issubclass(o, Normalize))) + [tfm]
+
+def _stats_in(tfms):
+    "The DatasetStats among `tfms`, `None` if there is none"
+    return next((t for t in tfms if isinstance(t, DatasetStats)), None)
 
 def _check_keywords(block, kwargs):
     "Refuse keywords that no loader knows: fastai would ignore a misspelt one without a word"
@@ -59,7 +74,7 @@ def _check_keywords(block, kwargs):
 
 def _fit_block(self, source, **kwargs):
     "Make the loaders once, which measures; an unreadable file is named"
-    try: self.dataloaders(source, **kwargs)
+    try: type(self).dataloaders(self, source, **kwargs)  # a copied block's `self.dataloaders` is its original's
     except ReadError: raise
     except OSError as e:
         if self.splitter.items is None: raise
@@ -77,7 +92,8 @@ def fit_stats(self:DataBlock,
     _check_keywords(self, kwargs)
     tfm = DatasetStats(model=model, **{k: kwargs.pop(k) for k in _own if k in kwargs})
     before,states = {k: getattr(self, k) for k in ('splitter', 'batch_tfms', 'default_batch_tfms')},get_random_states()
-    self.splitter = copy(self.splitter) if isinstance(self.splitter, KeptSplit) else KeptSplit(self.splitter or RandomSplitter())
+    self.splitter = KeptSplit(getattr(self.splitter, 'splitter', self.splitter) or RandomSplitter())
+    tfm.adopt(_stats_in(self.batch_tfms))
     for k in ('batch_tfms', 'default_batch_tfms'): setattr(self, k, _with_stats(getattr(self, k), tfm))
     try: _fit_block(self, source, **kwargs)
     except BaseException:
@@ -87,17 +103,13 @@ def fit_stats(self:DataBlock,
     tfm.pinned = True
     return self
 
-# %% ../nbs/07_block.ipynb #8c907a7a
-def _choice(tfms):
-    "The choice of the DatasetStats among `tfms`, `None` if there is none"
-    return next((t.choice for t in tfms if isinstance(t, DatasetStats)), None)
-
+# %% ../nbs/07_block.ipynb #f67c9bec
 @patch(as_prop=True)
 def stats_choice(self:DataBlock)->StatsChoice|None:
     "What the last `fit_stats` (or the last loaders made) chose, and why; `None` before"
-    return _choice(self.batch_tfms)
+    return getattr(_stats_in(self.batch_tfms), 'choice', None)
 
-# %% ../nbs/07_block.ipynb #4dc6749d
+# %% ../nbs/07_block.ipynb #7c6502a0
 def _install(dl, tfm):
     "Put `tfm` into the batch transforms of `dl`, in place of every Normalize"
     dl.after_batch = Pipeline(_with_stats(dl.after_batch.fs, tfm), split_idx=dl.after_batch.split_idx)
@@ -112,7 +124,7 @@ def fit_stats(self:DataLoaders,
     if not len(self.loaders) or not all(isinstance(dl, TfmdDL) for dl in self.loaders):
         raise TypeError(f"fit_stats needs fastai's TfmdDL loaders, got {[type(dl).__name__ for dl in self.loaders]}")
     if bad := [k for k in kwargs if k not in _own]: raise TypeError(f"fit_stats has no keyword {bad[0]!r}: it takes {', '.join(_own)}")
-    tfm = DatasetStats(model=model, **kwargs)
+    tfm = DatasetStats(model=model, **kwargs).adopt(_stats_in(self.train.after_batch.fs))
     tfm.setups(self.train)
     for dl in self.loaders: _install(dl, tfm.installed())
     return self
@@ -120,4 +132,4 @@ def fit_stats(self:DataLoaders,
 @patch(as_prop=True)
 def stats_choice(self:DataLoaders)->StatsChoice|None:
     "What these loaders are normalised with, and why; `None` where it was not chosen by `DatasetStats`"
-    return _choice(self.train.after_batch.fs)
+    return getattr(_stats_in(self.train.after_batch.fs), 'choice', None)

@@ -61,13 +61,13 @@ def _parser():
     demo.set_defaults(plot='normstats-demo.png')
     return p
 
-# %% ../nbs/11_cli.ipynb #6291b607
+# %% ../nbs/11_cli.ipynb #4928f642
 def _images(path):
     "All image files below `path`; an unreadable folder is an error here, where fastai's `get_image_files` would pass it over"
-    from fastai.data.transforms import image_extensions
     def stop(e): raise CliError(f"cannot read folder {e.filename}: {e.strerror}")
     if not path.exists(): raise CliError(f"no such folder: {path}")
     if not path.is_dir(): raise CliError(f"not a folder: {path} (give the folder that holds the images)")
+    from fastai.data.transforms import image_extensions
     found = [Path(d)/f for d,subs,files in os.walk(path, onerror=stop) if not subs.sort() for f in sorted(files)
              if not f.startswith('.') and Path(f).suffix.lower() in image_extensions]
     if not found: raise CliError(f"no images in {path}: looked for files like .jpg, .png, .tif there and in its subfolders")
@@ -82,14 +82,14 @@ def _splitter(args, path):
     inside = os.path.join(os.path.abspath(train), '')
     return FuncSplitter(lambda f: not os.path.abspath(f).startswith(inside))
 
-# %% ../nbs/11_cli.ipynb #e0f21db2
+# %% ../nbs/11_cli.ipynb #c3dc8b16
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats` and return the choice"
+    items = _images(path)
     from fastai.data.block import DataBlock
     from fastai.vision.augment import Resize
     from fastai.vision.data import ImageBlock
     import fastai_normstats.block
-    items = _images(path)
     db = DataBlock(ImageBlock, n_inp=1, splitter=_splitter(args, path), item_tfms=Resize(args.size, method='squish'))
     print(f"{len(items):,} images in {name}", flush=True)
     db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=False, verbose=sys.stdout.isatty(), num_workers=_workers())
@@ -149,10 +149,12 @@ def _cmd_demo(args):
         _write_digits(Path(d))
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #6f125483
+# %% ../nbs/11_cli.ipynb #9f5e97a1
 _commands = dict(fit=_cmd_fit, show=_cmd_show, demo=_cmd_demo)
 
-def _one_line(e): return ' '.join(str(e).split()) or type(e).__name__
+def _one_line(e):
+    if isinstance(e, OSError) and e.filename and e.strerror: return f"{e.strerror}: {e.filename}"
+    return ' '.join(str(e).split()) or type(e).__name__
 
 def _run(argv):
     args = _parser().parse_args(argv)

@@ -41,7 +41,7 @@ def input_images(
     kinds = ', '.join(type(o).__name__ for o in parts)
     raise TypeError(f"no image among the inputs ({kinds}): Normalize acts on TensorImage only, so let a block yield it (e.g. `ImageBlock`)")
 
-# %% ../nbs/03_measure.ipynb #bd3b5768
+# %% ../nbs/03_measure.ipynb #34856d79
 class ReadError(OSError):
     "An item could not be read or transformed; names it"
 
@@ -59,7 +59,9 @@ class _NamedItems:
     def __init__(self, dl): self.dl,self.do_item = dl,dl.do_item
     def __call__(self, i):
         try: return self.do_item(i)
-        except Exception as e: raise ReadError(f"cannot read {_item_name(self.dl.dataset, i)}: {_first_line(e)}") from e
+        except Exception as e:
+            verb = 'read' if isinstance(e, (OSError, SyntaxError)) else 'load'  # Pillow's errors, or those of labels and transforms
+            raise ReadError(f"cannot {verb} {_item_name(self.dl.dataset, i)}: {_first_line(e)}") from e
 
 class _NamedBatch:
     "A loader's `create_batch`, with an error that says which shapes differ"
@@ -82,7 +84,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #a5f8dc29
+# %% ../nbs/03_measure.ipynb #43010567
 def _once_each(dl, seed):
     "A loader like `dl` over each of its items once, in a seeded random order and up to Normalize, and that order"
     tfms = before_normalize(dl)
@@ -97,7 +99,7 @@ def _once_each(dl, seed):
 
 def _hist_range(x):
     "The histogram's range, from a first batch: [0, 1] or [0, 255] where values keep to it, else theirs and a tenth on either side"
-    x = x[x.isfinite()]
+    x = x[x.isfinite()] if not x.is_complex() else x[:0]  # refused a moment later
     lo,hi = (float(x.min()),float(x.max())) if len(x) else (0., 1.)
     if lo>=0 and hi<=255: return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1

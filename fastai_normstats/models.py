@@ -42,7 +42,7 @@ def _from_callable(f):
     except ValueError: raise _unknown(getattr(f, '__name__', repr(f))) from None
     return _from_weights(weights.DEFAULT, f.__name__)
 
-# %% ../nbs/01_models.ipynb #db384ab4
+# %% ../nbs/01_models.ipynb #f9161569
 def _names():
     "All names that `model_stats` understands here"
     from torchvision.models import list_models
@@ -67,8 +67,12 @@ def _from_name(name):
     from torchvision.models import get_model_weights, list_models
     if name not in list_models(): raise _unknown(name)
     return _from_weights(get_model_weights(name).DEFAULT, name)
+def _given(mean, std):
+    "Numbers given by hand, which may be ImageNet's"
+    s = NormStats(mean, std, source='given by hand')
+    return IMAGENET if tuple(s)==tuple(IMAGENET) else s
 
-# %% ../nbs/01_models.ipynb #b94c5b43
+# %% ../nbs/01_models.ipynb #c3ec63cf
 def model_stats(
     model,             # fastai/torchvision function, weights member, timm name, `NormStats` or `(mean, std)`; `None`: no model
     n_channels:int=3   # Channels of the images; `None`: whatever the model has
@@ -78,7 +82,7 @@ def model_stats(
     if   isinstance(model, NormStats): res = model
     elif isinstance(model, str):       res = _from_name(model)
     elif isinstance(model, Enum) and hasattr(model, 'transforms'): res = _from_weights(model)
-    elif isinstance(model, (tuple, list)) and len(model)==2:       res = NormStats(*model, source='given by hand')
+    elif isinstance(model, (tuple, list)) and len(model)==2:       res = _given(*model)
     elif callable(model) and hasattr(model, '__name__'):           res = _from_callable(model)
     else: raise ValueError(f"cannot tell the statistics of a {type(model).__name__}: give a model function, a name, or (mean, std)")
     return res if n_channels in (None, len(res.mean)) else None

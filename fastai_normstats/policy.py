@@ -32,7 +32,7 @@ class Policy:
         if not 0<=self.small<=self.enough: raise ValueError(f"`small` must lie in 0…`enough`, got {self.small} and {self.enough}")
         if self.similar<0 or self.z<0: raise ValueError(f"`similar` and `z` must not be negative, got {self.similar} and {self.z}")
 
-# %% ../nbs/02_policy.ipynb #8360dcd5
+# %% ../nbs/02_policy.ipynb #c220d59e
 class NotMeasured(ValueError):
     "A rule needs measured statistics and there are none"
 
@@ -53,7 +53,7 @@ class _Case:
         return self.measured
 
     @property
-    def whose(self): return "ImageNet's" if self.model.name=='imagenet' else f"{self.model.name}'s"
+    def whose(self): return {'imagenet': "ImageNet's", 'custom': "the model's"}.get(self.model.name, f"{self.model.name}'s")
     @property
     def is_domain(self): return bool(self.model.domain) and self.model.domain!=NATURAL
     @property
@@ -92,10 +92,11 @@ def _lives_on(m):
 
 def _num(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
 
-# %% ../nbs/02_policy.ipynb #bb945b29
+# %% ../nbs/02_policy.ipynb #2d3cc56f
 def _given(case):
     "`stats=` named statistics or numbers"
     s = case.stats
+    if isinstance(s, StatsChoice): s = s.stats
     if isinstance(s, str):
         if s=='auto':       return None
         if s=='custom':     return _custom(case, "the data's own statistics, as `stats='custom'` asks")
@@ -193,7 +194,7 @@ def _unclear(case):
 _rules = dict(given=_given, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #b99bd91a
+# %% ../nbs/02_policy.ipynb #d7788b60
 _format = 'fastai_normstats.StatsChoice'
 
 @dataclass(frozen=True)
@@ -208,10 +209,12 @@ class StatsChoice:
     model:NormStats|None=None          # The model's statistics that it was weighed against
     warnings:tuple=()                  # What the user should know, a sentence each
 
+    def _label(self, s): return s.name if s.name!='custom' else 'model' if s==self.model else 'given'
+
     def code(self)->str:
         "The line that hard-codes these statistics in a script; gives the same float32 numbers"
         mean,std = (f"({', '.join(str(np.float32(o)) for o in v)}{','*(len(v)==1)})" for v in self.stats)  # the shortest that gives it back
-        return f"Normalize.from_stats({mean}, {std})  # {self.stats.name}, rule `{self.rule}`, {self.n_images:,} training images"
+        return f"Normalize.from_stats({mean}, {std})  # {'custom' if self.kind=='custom' else self._label(self.stats)}, rule `{self.rule}`, {self.n_images:,} training images"
 
     def __repr__(self):
         table = self.table().to_string(index=False, float_format='%.4g', na_rep='–')
@@ -222,7 +225,7 @@ class StatsChoice:
         table = self.table().to_html(index=False, float_format='%.4g', na_rep='–', border=0)
         return f'<p><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): {escape(self.why)}{warn}</p>{table}'
 
-# %% ../nbs/02_policy.ipynb #be4132c1
+# %% ../nbs/02_policy.ipynb #5ba5af12
 _stats_cols = ['mean', 'mean_se', 'std', 'std_se', 'image_std', 'shift', 'std_ratio']
 
 @patch
@@ -230,7 +233,7 @@ def table(self:StatsChoice):
     "A DataFrame with one row a candidate and channel; `std` is what would divide, `shift` is in σ of the model's std"
     import pandas as pd
     rows = [] if self.measured is None else _measured_rows(self.measured, self.model, self.kind=='custom')
-    if self.model is not None: rows += _number_rows(self.model.name, self.model, self.stats==self.model)
+    if self.model is not None: rows += _number_rows(self._label(self.model), self.model, self.stats==self.model)
     if not any(r['used'] for r in rows): rows += _number_rows('given', self.stats, True)
     return pd.DataFrame(rows, columns=['candidate', 'channel', *_stats_cols, 'used']).astype({c: float for c in _stats_cols})
 
@@ -246,10 +249,11 @@ def _measured_rows(m, model, used):
     values = torch.stack([m.mean, m.mean_se, _divisor(m), m.std_se, m.image_std, shift, ratio.exp()], 1).tolist()
     return [dict(zip(_stats_cols, v), candidate='custom', channel=c, used=used) for c,v in enumerate(values)]
 
-# %% ../nbs/02_policy.ipynb #1af06ce8
+# %% ../nbs/02_policy.ipynb #3f694bfb
 def _write_json(path, d):
     "Write `d` to `path` in one step, so that no half-written file can be read"
     path = Path(path)
+    if not path.parent.is_dir() or path.is_dir(): raise OSError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'no such folder'}")
     fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
         with os.fdopen(fd, 'w', encoding='utf-8') as f: json.dump(d, f, indent=1)
@@ -295,18 +299,19 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #d7d5cd44
+# %% ../nbs/02_policy.ipynb #50eb5a4f
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
     model=None,                        # What `model_stats` takes; `None`: ImageNet's
     pretrained:bool=True,              # Does training start from pretrained weights?
     frozen:bool=False,                 # Will the body stay untrained throughout?
-    stats='auto',                      # `'auto'`, `'custom'`, `'imagenet'`, `'pretrained'`, a model's name, `NormStats` or `(mean, std)`
+    stats='auto',                      # `'auto'`, `'custom'`, `'imagenet'`, `'pretrained'`, a model's name, `NormStats`, `(mean, std)` or a `StatsChoice`
     policy:Policy=Policy()             # The thresholds
 )->StatsChoice:
     "The first rule that holds decides; `NotMeasured` (a ValueError) where that rule needs `measured` and there is none"
     if n_images<1: raise ValueError(f"`n_images` must be at least 1, got {n_images}: the training split is empty")
+    if not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
     if measured is not None and not measured.n_images: raise ValueError("`measured` has counted no images: give it batches first")
     case = _Case(n_images, measured, model_stats(model, n_channels=None) or IMAGENET, pretrained, frozen, stats, policy)
     rule,v = next((name,v) for name,f in _rules.items() if (v := f(case)) is not None)

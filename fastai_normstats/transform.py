@@ -23,7 +23,7 @@ from .measure import measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, choose_stats
 
-# %% ../nbs/06_transform.ipynb #d5ed6921
+# %% ../nbs/06_transform.ipynb #87feb0c3
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -35,8 +35,10 @@ def _check_numbers(mean, std):
     if (s<=0).any(): raise ValueError(f"`std` must be above 0 in every channel, got {s.flatten().tolist()}")
     if 1!=m.numel()!=s.numel()!=1: raise ValueError(f"`mean` has {m.numel()} channels and `std` {s.numel()}: give one of each per channel")
 
-def _check_later(tol, cache):
-    "Refuse what this version cannot do rather than ignore it"
+def _check_options(tol, seed, cache, policy):
+    "Refuse what is wrong, and what this version cannot do, before anything is measured"
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
+    if policy is not None and not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
     if tol!=0: raise ValueError(f"`tol` must be 0, got {tol!r}: this version measures the whole training split")
     if cache is not False: raise ValueError(f"`cache` must be False, got {cache!r}: this version keeps no measurements on disk")
 
@@ -102,7 +104,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #cc4b1490
+# %% ../nbs/06_transform.ipynb #72783d5c
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -121,13 +123,13 @@ class DatasetStats(Normalize):
         measure:bool=False,        # Measure even where the choice needs no measuring?
         verbose:bool=True          # Show progress and print the choice?
     ):
-        _check_numbers(mean, std), _check_later(tol, cache), _check_axes(axes)
+        _check_numbers(mean, std), _check_axes(axes), _check_options(tol, seed, cache, policy)
         self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
         self.choice,self.fixed = None,mean is not None
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
                              policy=policy or Policy())
         self.seed,self.measure,self.verbose = seed,measure,verbose
-        self._fits,self._train_signs,self.pinned = [],(False, False),False
+        self._fits,self._known,self._train_signs,self.pinned = [],[],(False, False),False
 
     @property
     def name(self):
@@ -135,7 +137,7 @@ class DatasetStats(Normalize):
         nums = ' / '.join(', '.join(f'{o:.4g}' for o in torch.as_tensor(v).flatten().tolist()) for v in (self.mean, self.std))
         return f"{type(self).__name__} -- {nums}{f' ({self.choice.kind}, rule {self.choice.rule})' if self.choice else ''}"
 
-    def __getstate__(self): return {**vars(self), '_fits': []}  # keys hold items and functions: not for pickles and copies
+    def __getstate__(self): return {**vars(self), '_fits': [], '_known': []}  # keys hold items and functions: not for pickles and copies
 
     def encodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
@@ -151,11 +153,20 @@ class DatasetStats(Normalize):
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #ec4679e6
+# %% ../nbs/06_transform.ipynb #62d19535
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
     return stats if isinstance(stats, str) and stats in choose_words else choose_stats(1, stats=stats).stats
+
+_parts = dict(items='training items', n='number of items', load='how an item is loaded', item_tfms='item transforms',
+              before='transforms before collating', batch='batch transforms')
+
+@patch
+def adopt(self:DatasetStats, other):
+    "Know what `other`, a DatasetStats or `None`, has measured: another question about the same pixels needs no second pass"
+    if other is not None and other.seed==self.seed: self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
+    return self
 
 @patch
 def _fit(self:DatasetStats, dl):
@@ -163,30 +174,33 @@ def _fit(self:DatasetStats, dl):
     key = measure_key(dl)
     before = next((c for k,c in self._fits if k==key), None)
     if before is None and self.pinned and self._fits:
-        parts = ', '.join(k for k in key if key[k]!=self._fits[0][0][k])
+        parts = ', '.join(_parts[k] for k in key if key[k]!=self._fits[0][0][k])
         warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are measured again")
     if before is None and self._fits and getattr(dl.dataset, 'split_idx', None) is None:
         warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is measured "
                       "as another one: if it is for validation, make both from one `Datasets` with `splits`")
-    self.choice,self._train_signs = before or self._choose(dl),_signs(dl)
+    self.choice,self._train_signs = before or self._choose(dl, key),_signs(dl)
     if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (settle(key), self.choice)]
 
 @patch
-def _choose(self:DatasetStats, dl):
+def _choose(self:DatasetStats, dl, key):
     "Choose, with a pass over `dl` where the rules need one, and tell the user"
-    def measured(): return measure_stats(dl, seed=self.seed, verbose=self.verbose)
+    def measured():
+        known = next((m for k,m in self._known if k==key), None)
+        return known or measure_stats(dl, seed=self.seed, verbose=self.verbose)
     try: choice = choose_stats(dl.n, measured() if self.measure else None, **self.question)
     except NotMeasured: choice = choose_stats(dl.n, measured(), **self.question)
     for w in choice.warnings: warnings.warn(w)
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
     return choice
 
-# %% ../nbs/06_transform.ipynb #e7cd65aa
+# %% ../nbs/06_transform.ipynb #8c0fb06e
 @patch
 def installed(self:DatasetStats):
     "A copy with these numbers for good: setting it up on other loaders changes nothing"
     res = copy(self)
     res.mean,res.std,res.fixed = self.mean.clone(),self.std.clone(),True
+    res._known = [(k, c.measured) for k,c in self._fits if c is self.choice and c.measured]
     return res
 
 @patch

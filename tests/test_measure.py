@@ -724,3 +724,61 @@ def test_no_pass_where_none_is_needed(folder, passes, kwargs):
     assert not passes and len(set(names))<=1
     db = block().fit_stats(folder, measure=True, **kwargs, **quiet, **small)
     check(db.stats_choice.measured, pixels(train_files(folder)))
+
+# --- a splitter that means another split by now
+
+class Folds:
+    "Fold `k` of 3 is for validation"
+    k = 0
+    def __call__(self, items):
+        valid = [i for i in range(len(items)) if i%3==self.k]
+        return [i for i in range(len(items)) if i%3!=self.k],valid
+
+def test_fit_stats_asks_the_splitter_anew(folder):
+    "Cross-validation with one block and a splitter that looks up the current fold: no fold trains on another's split"
+    folds = Folds()
+    db = block(splitter=folds)
+    for k in (0, 1, 2, 1):
+        folds.k = k
+        dls = db.fit_stats(folder, **custom, num_workers=0).dataloaders(folder, **small)
+        want = [f for i,f in enumerate(files_of(folder)) if i%3!=k]
+        assert list(dls.train_ds.items)==want
+        check(dls.stats_choice.measured, pixels(want))
+
+def test_loaders_after_the_fit_follow_the_splitter_too(folder, passes):
+    folds = Folds()
+    db = block(splitter=folds).fit_stats(folder, **custom, num_workers=0)
+    folds.k = 1
+    with pytest.warns(UserWarning, match='training items'): dls = db.dataloaders(folder, **small)
+    check(dls.stats_choice.measured, pixels([f for i,f in enumerate(files_of(folder)) if i%3!=1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        again = db.dataloaders(folder, **small)
+    assert list(again.train_ds.items)==list(dls.train_ds.items) and len(passes)==2
+
+def test_random_splits_differ_between_fits(folder):
+    "As fastai's do: a fit keeps its split, another fit at another random state draws its own"
+    db,seen = block(splitter=RandomSplitter()),set()
+    for s in range(4):
+        set_seed(s)
+        db.fit_stats(folder, **custom, num_workers=0)
+        one,two = (frozenset(db.dataloaders(folder, **small).train_ds.items) for _ in range(2))
+        assert one==two
+        seen.add(one)
+    assert len(seen)==4
+
+def test_another_question_needs_no_second_pass(folder, passes):
+    db = block().fit_stats(folder, **custom, num_workers=0)
+    first = db.stats_choice.measured.to_dict()
+    for kw in (dict(pretrained=False), dict(model=([.5]*3, [.2]*3)), dict(stats='custom')):
+        db.fit_stats(folder, **kw, **quiet, num_workers=0)
+        dls = db.dataloaders(folder, **small).fit_stats(**kw, **quiet)
+        assert db.stats_choice.measured.to_dict()==dls.stats_choice.measured.to_dict()==first
+    assert len(passes)==1
+    db.fit_stats(folder, **custom, num_workers=0, seed=1)
+    assert len(passes)==2
+
+def test_slices_and_masks_as_splits(folder):
+    for splits in ([slice(0, 20), slice(20, None)], [np.arange(27)<20, np.arange(27)>=20], [np.arange(20), range(20, 27)]):
+        dls = block(splitter=lambda o: splits).fit_stats(folder, **custom, num_workers=0).dataloaders(folder, **small)
+        check(dls.stats_choice.measured, pixels(files_of(folder)[:20]))

@@ -356,3 +356,27 @@ def test_load_names_a_file_it_cannot_read(tmp_path, text):
 
 def test_load_of_no_file(tmp_path):
     with pytest.raises(FileNotFoundError): StatsChoice.load(tmp_path/'none.json')
+
+def test_numbers_as_model_are_not_called_custom():
+    "`custom` is what was measured; a model known by its numbers alone is `the model`"
+    c = choose_stats(100, shifted(), model=([.5]*3, [.2]*3))
+    assert (c.kind, c.rule)==('pretrained', 'small') and "the model's statistics" in c.why and 'custom' not in c.code()
+    assert c.table().candidate.tolist()==['custom']*3+['model']*3
+    assert c.table().used.tolist()==[False]*3+[True]*3
+
+def test_imagenet_by_its_numbers_is_known_as_such():
+    assert choose_stats(100, shifted(), model=tuple(IMAGENET)).kind=='imagenet'
+
+def test_a_choice_as_stats():
+    "A loaded choice gives its numbers"
+    c = choose_stats(5000, shifted())
+    assert choose_stats(10, stats=c).stats==c.stats
+
+@pytest.mark.parametrize('policy', [3, None, dict(small=3)])
+def test_policy_of_a_wrong_type(policy):
+    with pytest.raises(TypeError, match='`policy` must be a Policy'): choose_stats(100, shifted(), policy=policy)
+
+@pytest.mark.parametrize('where,match', [('no/such.json', 'no such folder'), ('.', 'it is a folder')])
+def test_save_names_the_users_path(tmp_path, where, match):
+    with pytest.raises(OSError, match=f'cannot write .*: {match}'): choose_stats(10, stats='imagenet').save(tmp_path/where)
+    assert list(tmp_path.iterdir())==[]

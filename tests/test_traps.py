@@ -508,7 +508,7 @@ def test_16_unseeded_splitter_without_fit_stats_is_measured_per_split(folder):
 def test_16_kept_split_follows_new_files(folder):
     db = block(splitter=KeptSplit(RandomSplitter(.25))).fit_stats(folder, **custom, **cpu)
     image_folder(folder, n=30, seed=2)
-    with pytest.warns(UserWarning, match='different: items'): dls = db.dataloaders(folder, **cpu)
+    with pytest.warns(UserWarning, match='different: training items'): dls = db.dataloaders(folder, **cpu)
     assert len(dls.train_ds)+len(dls.valid_ds)==30
     check_fold(dls)
 
