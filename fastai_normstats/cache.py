@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['describe', 'describe_items', 'Described', 'measure_key', 'settle']
 
-# %% ../nbs/04_cache.ipynb #01589b41
+# %% ../nbs/04_cache.ipynb #9cd06fe7
 import hashlib, inspect, os, sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import partial
-from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 
 import numpy as np
@@ -21,7 +20,7 @@ from fasttransform import Pipeline, Transform
 
 from .measure import before_normalize
 
-# %% ../nbs/04_cache.ipynb #62f4864c
+# %% ../nbs/04_cache.ipynb #e4c5e84a
 class _Same:
     "Equal only to itself: what has no value to compare. Keeps the object, so that its identity cannot be taken over"
     def __init__(self, o): self.o = o
@@ -35,7 +34,7 @@ def _array(o): return _digest('array', np.ascontiguousarray(o).tobytes(), str(o.
 def _tensor(o): return _array((o.float() if o.dtype==torch.bfloat16 else o).numpy()) + (str(o.dtype),)
 
 def _frame(o):
-    try: return _digest('frame', pd.util.hash_pandas_object(o, index=False).values.tobytes(), tuple(map(str, getattr(o, 'columns', ()))))
+    try: return _digest('frame', pd.util.hash_pandas_object(o, index=True).values.tobytes(), tuple(map(str, getattr(o, 'columns', ()))))
     except TypeError: return _Same(o)  # cells that cannot be hashed, such as lists
 
 # %% ../nbs/04_cache.ipynb #4e4e065a

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['Policy', 'NotMeasured', 'StatsChoice', 'choose_stats']
 
-# %% ../nbs/02_policy.ipynb #608dc409
+# %% ../nbs/02_policy.ipynb #ff100225
 import json, os, tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 

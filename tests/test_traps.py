@@ -24,7 +24,6 @@ from plum import NotFoundLookupError, dispatch
 from torch import nn
 from torchvision.models import resnet18
 
-import fastai_normstats.transform
 from fastai_normstats.block import KeptSplit
 from fastai_normstats.transform import DatasetStats
 
@@ -71,16 +70,6 @@ def check_fold(dls):
     mean,std = x.mean((0, 2, 3), keepdims=True),x.std((0, 2, 3), keepdims=True)
     y = torch.cat([b[0] for b in dls.valid]).cpu().double().numpy()
     np.testing.assert_allclose(y, (pixels(dls.valid_ds.items)-mean)/std, atol=1e-5)
-
-@pytest.fixture
-def passes(monkeypatch):
-    "The loaders that were measured"
-    res,real = [],fastai_normstats.transform.measure_stats
-    def counted(dl, *args, **kwargs):
-        res.append(dl)
-        return real(dl, *args, **kwargs)
-    monkeypatch.setattr(fastai_normstats.transform, 'measure_stats', counted)
-    return res
 
 def chain(e):
     while e is not None:
