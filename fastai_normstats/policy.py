@@ -126,7 +126,7 @@ def _domain(case):
     m = case.model
     if case.is_domain: return _models(case, f"{m.name} was pretrained on {m.domain} ({m.source}), so its own statistics")
 
-# %% ../nbs/02_policy.ipynb #2fd2594e
+# %% ../nbs/02_policy.ipynb #f36c6841
 def _channels(case):
     "No statistics for this number of channels"
     if case.measured is None and case.frozen: return None
@@ -143,7 +143,6 @@ def _frozen(case):
 def _small(case):
     "Too few images"
     n = case.policy.small
-    case.own
     if case.n_images<n: return _models(case, f"{case.n_text} are fewer than {n:,}: too few to depart from {case.whose} statistics")
 
 # %% ../nbs/02_policy.ipynb #9d01649c
@@ -170,13 +169,13 @@ def _enough(case):
     if case.n_images<n: return None
     return _custom(case, f"{case.n_text} (at least {n:,}) differ from {case.whose} statistics by {_by_how_much(case)}, so the data's own")
 
-# %% ../nbs/02_policy.ipynb #507f94fd
+# %% ../nbs/02_policy.ipynb #3ea41aa7
 def _significance(case):
     "How many standard errors the differences that matter (those of at least `similar`) are worth, at the most"
     shift,ratio,shift_se,ratio_se = _difference(case.own, case.model)
     both,se = torch.cat([shift, ratio]).abs(),torch.cat([shift_se, ratio_se])
     z = torch.where(both>=case.policy.similar, both/se, 0.)
-    return z.nan_to_num(0.).max().item()
+    return z.nan_to_num(0., posinf=torch.inf).max().item()  # identical images: no error at all
 
 def _significant(case):
     "A difference beyond doubt"
@@ -298,7 +297,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #50eb5a4f
+# %% ../nbs/02_policy.ipynb #9d236673
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -323,5 +322,8 @@ def _general_warnings(case, v):
     if len(v.stats.mean) not in (1, m.n_channels):
         raise ValueError(f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the {v.stats.name} statistics "
                          f"{len(v.stats.mean)}: give as many numbers as channels, or `stats='custom'`")
-    now = 'std 1 is used, its values become 0' if v.kind=='custom' else 'it carries nothing'
-    return [f"channel {c} is constant ({_num(m.mean[c].item())}): {now}" for c,const in enumerate(_constant(m)) if const]
+    const = [c for c,o in enumerate(_constant(m)) if o]
+    if not const: return []
+    which = f"channel {const[0]} is" if len(const)==1 else f"channels {', '.join(map(str, const))} are"
+    now = 'std 1 is used, the values become 0' if v.kind=='custom' else 'it carries nothing'
+    return [f"{which} constant ({', '.join(_num(m.mean[c].item()) for c in const)}): {now}"]
