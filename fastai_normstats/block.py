@@ -50,7 +50,7 @@ class KeptSplit:
         try: return self._ask(items)==self.splits
         finally: set_random_states(**now)
 
-# %% ../nbs/07_block.ipynb #a395538d
+# %% ../nbs/07_block.ipynb #397b6f8a
 _own = [k for k in signature(DatasetStats.__init__).parameters if k not in ('self', 'mean', 'std')]
 
 def _with_stats(tfms, tfm):
@@ -72,6 +72,7 @@ def _check_keywords(block, kwargs):
         near = get_close_matches(k, sorted(known), n=1)
         raise TypeError(f"fit_stats has no keyword {k!r}{f': did you mean {near[0]!r}?' if near else ''}")
 
+# %% ../nbs/07_block.ipynb #e2a58214
 def _fit_block(self, source, **kwargs):
     "Make the loaders once, which measures; an unreadable file is named"
     try: type(self).dataloaders(self, source, **kwargs)  # a copied block's `self.dataloaders` is its original's
@@ -92,7 +93,8 @@ def fit_stats(self:DataBlock,
     _check_keywords(self, kwargs)
     tfm = DatasetStats(model=model, **{k: kwargs.pop(k) for k in _own if k in kwargs})
     before,states = {k: getattr(self, k) for k in ('splitter', 'batch_tfms', 'default_batch_tfms')},get_random_states()
-    self.splitter = KeptSplit(getattr(self.splitter, 'splitter', self.splitter) or RandomSplitter())
+    kept = isinstance(self.splitter, KeptSplit)
+    self.splitter = KeptSplit((self.splitter.splitter if kept else self.splitter) or RandomSplitter())
     tfm.adopt(_stats_in(self.batch_tfms))
     for k in ('batch_tfms', 'default_batch_tfms'): setattr(self, k, _with_stats(getattr(self, k), tfm))
     try: _fit_block(self, source, **kwargs)

@@ -771,3 +771,12 @@ def test_slices_and_masks_as_splits(folder):
     for splits in ([slice(0, 20), slice(20, None)], [np.arange(27)<20, np.arange(27)>=20], [np.arange(20), range(20, 27)]):
         dls = block(splitter=lambda o: splits).fit_stats(folder, **custom, num_workers=0).dataloaders(folder, **small)
         check(dls.stats_choice.measured, pixels(files_of(folder)[:20]))
+
+def test_splitter_with_a_splitter_of_its_own(folder):
+    "An attribute that happens to be called `splitter` is the user's business"
+    class Wrapped:
+        splitter = staticmethod(RandomSplitter(seed=9))
+        def __call__(self, items): return list(range(20)),list(range(20, len(items)))
+    for _ in range(2):
+        dls = block(splitter=Wrapped()).fit_stats(folder, **custom, num_workers=0).dataloaders(folder, **small)
+        assert list(dls.train_ds.items)==files_of(folder)[:20]
