@@ -3,7 +3,6 @@ from .running import *
 from .models import *
 from .policy import *
 from .measure import *
-from .cache import *
 from .transform import *
 from .block import *
 from .plot import *

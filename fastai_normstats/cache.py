@@ -37,7 +37,7 @@ def _frame(o):
     try: return _digest('frame', pd.util.hash_pandas_object(o, index=True).values.tobytes(), tuple(map(str, getattr(o, 'columns', ()))))
     except TypeError: return _Same(o)  # cells that cannot be hashed, such as lists
 
-# %% ../nbs/04_cache.ipynb #4e4e065a
+# %% ../nbs/04_cache.ipynb #5da0fa00
 def describe(
     o,                # Anything
     state:bool=False, # Also what objects hold besides their arguments, and what functions read from outside?
@@ -60,6 +60,7 @@ def describe(
     if isinstance(o, Iterable) and hasattr(o, '__len__') and not isinstance(o, Transform): return (type(o), tuple(map(inner, o)))
     return _object(o, inner, state)
 
+# %% ../nbs/04_cache.ipynb #37821549
 _plain = (bool, int, float, complex, str, bytes, tuple, list, dict, np.ndarray, torch.Tensor, type(None), FunctionType)
 
 def _held(attrs, inner):
@@ -102,19 +103,22 @@ def _object(o, inner, state):
     own = tuple(getattr(o, n, None) for n in ('order', 'split_idx'))
     return (type(o), tuple((n, inner(getattr(o, n))) for n in names), funcs, own, held)
 
-# %% ../nbs/04_cache.ipynb #b01832a2
+# %% ../nbs/04_cache.ipynb #f6fa9b45
 def _file_state(path):
     "Size and time of the last change of a file, `None` where there is none"
     try: s = os.stat(path)
     except OSError: return None
     return s.st_size, s.st_mtime_ns
 
-def describe_items(items):
+def describe_items(
+    items  # Paths, rows of a table, arrays or other values, one a training image
+):
     "Training items: files by path, size and time of the last change; rows and other values by value"
     if isinstance(items, (pd.DataFrame, pd.Series, np.ndarray, torch.Tensor)): return describe(items)
     res = tuple((os.fspath(o), _file_state(o)) if isinstance(o, os.PathLike) else describe(o) for o in items)
     return _digest('files', repr(res).encode(), len(res)) if all(isinstance(o, os.PathLike) for o in items) else res
 
+# %% ../nbs/04_cache.ipynb #0471267b
 class Described:
     "Transforms by their arguments and, where it is known, by what they hold; equal to others that agree in what both know"
     def __init__(self, o): self.o,self.args,self.state = o,describe(o),describe(o, state=True)
@@ -140,7 +144,9 @@ def measure_key(
                 before    = Described(dl.before_batch),
                 batch     = Described(before_normalize(dl)))
 
-def settle(key):
+def settle(
+    key:dict  # What `measure_key` gave before the pass
+)->dict:
     "Call after the pass: see `Described.settle`"
     for v in key.values():
         if isinstance(v, Described): v.settle()

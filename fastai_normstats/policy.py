@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Policy', 'NotMeasured', 'StatsChoice', 'choose_stats']
 
-# %% ../nbs/02_policy.ipynb #ff100225
+# %% ../nbs/02_policy.ipynb #bfa4d130
 import json, os, tempfile
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .models import IMAGENET, NATURAL, model_stats
+from .models import IMAGENET, NATURAL, is_imagenet, model_stats
 from .running import NormStats, RunningStats, _known
 
 # %% ../nbs/02_policy.ipynb #c89c96bd
@@ -58,7 +58,7 @@ class _Case:
     @property
     def n_text(self): return f"{self.n_images:,} training image{'s'*(self.n_images!=1)}"
 
-# %% ../nbs/02_policy.ipynb #4100fe58
+# %% ../nbs/02_policy.ipynb #d295fbd2
 @dataclass(frozen=True)
 class _Verdict:
     "What a rule gives"
@@ -68,7 +68,7 @@ class _Verdict:
     warnings:list = field(default_factory=list)
 
 def _models(case, why, warnings=()):
-    kind = 'imagenet' if tuple(case.model)==tuple(IMAGENET) else 'pretrained'
+    kind = 'imagenet' if is_imagenet(case.model) else 'pretrained'
     return _Verdict(case.model, kind, why, list(warnings))
 
 def _custom(case, why, warnings=()):
@@ -91,7 +91,7 @@ def _lives_on(m):
 
 def _num(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
 
-# %% ../nbs/02_policy.ipynb #2d3cc56f
+# %% ../nbs/02_policy.ipynb #4df960dc
 def _given(case):
     "`stats=` named statistics or numbers"
     s = case.stats
@@ -104,7 +104,7 @@ def _given(case):
     try: stats = model_stats(s, n_channels=None)
     except ValueError as e: raise ValueError(f"{takes}: {e}") from e
     if stats is None: raise ValueError(f"{takes}, got None")
-    kind = 'imagenet' if tuple(stats)==tuple(IMAGENET) else 'given'
+    kind = 'imagenet' if is_imagenet(stats) else 'given'
     return _Verdict(stats, kind, f"{'the numbers' if stats.name=='custom' else stats.name+' statistics'}, as `stats=` gives them")
 
 def _scratch(case):

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../nbs/00_running.ipynb #4761f593
+# %% ../nbs/00_running.ipynb #bdd0b259
 def _floats(name, v):
     "`v` as a tuple of finite floats, or a ValueError that names `name`"
     try: res = tuple(torch.as_tensor(v, dtype=torch.float64).flatten().tolist())
@@ -22,8 +22,13 @@ def _floats(name, v):
     if not res: raise ValueError(f"`{name}` holds no channel: give one number per channel")
     if not all(map(math.isfinite, res)): raise ValueError(f"`{name}` must be finite, got {res}")
     return res
+def _ends(name, v):
+    "`v` as (lowest, highest), or a ValueError that names `name`"
+    res = _floats(name, v)
+    if len(res)!=2 or res[0]>=res[1]: raise ValueError(f"`{name}` must be (lowest, highest), got {v!r}")
+    return res
 
-# %% ../nbs/00_running.ipynb #b7d70a06
+# %% ../nbs/00_running.ipynb #5034d6ec
 @dataclass(frozen=True)
 class NormStats:
     "The `mean` and `std` of each channel that an image is normalised with, and where they come from"
@@ -36,12 +41,10 @@ class NormStats:
     source:str=''                # Where the numbers were read or measured
 
     def __post_init__(self):
-        for k in ('mean', 'std', 'value_range'): object.__setattr__(self, k, _floats(k, getattr(self, k)))
+        for k,f in dict(mean=_floats, std=_floats, value_range=_ends).items(): object.__setattr__(self, k, f(k, getattr(self, k)))
         if len(self.mean)!=len(self.std):
             raise ValueError(f"`mean` has {len(self.mean)} channels and `std` {len(self.std)}: give one of each per channel")
         if min(self.std)<=0: raise ValueError(f"`std` must be above 0 in every channel, got {self.std}")
-        if len(self.value_range)!=2 or self.value_range[0]>=self.value_range[1]:
-            raise ValueError(f"`value_range` must be (lowest, highest), got {self.value_range}")
         if self.estimator not in ('pooled', 'image'):
             raise ValueError(f"`estimator` must be 'pooled' or 'image', got {self.estimator!r}")
 
@@ -108,7 +111,7 @@ def _check_finite(x, moments):
     where = ', '.join(f"{int(n):,} in channel {c}" for c,n in enumerate(bad) if n)
     raise ValueError(f"NaN or infinite pixels ({where}): repair or drop these images, or replace the values in a transform")
 
-# %% ../nbs/00_running.ipynb #e8075cfb
+# %% ../nbs/00_running.ipynb #eb4469b6
 class RunningStats:
     "Per-channel moments of images: `update` with batches, `merge` with others, read float64 tensors of shape (C,)"
     _scalars = ('bins', 'value_range', 'n_images', 'n_pixels')
@@ -119,10 +122,8 @@ class RunningStats:
         bins:int=256,               # Histogram bins between the ends of `value_range`
         value_range:tuple=(0., 1.)  # Lowest and highest value that the histogram resolves
     ):
-        self.bins,self.value_range = int(bins),_floats('value_range', value_range)
+        self.bins,self.value_range = int(bins),_ends('value_range', value_range)
         if self.bins<1: raise ValueError(f"`bins` must be at least 1, got {bins}")
-        if len(self.value_range)!=2 or self.value_range[0]>=self.value_range[1]:
-            raise ValueError(f"`value_range` must be (lowest, highest), got {value_range}")
         self.n_images = self.n_pixels = 0
         for k in self._floats+self._counts: setattr(self, k, None)
 
@@ -257,13 +258,12 @@ def image_std_se(self:RunningStats)->Tensor:
     self._ratio()
     return self._se(torch.tensor([[0., 0, 0, 1]], dtype=torch.float64).repeat(self.n_channels, 1))
 
-# %% ../nbs/00_running.ipynb #9c89659b
+# %% ../nbs/00_running.ipynb #682f488a
 @patch
 def stats(self:RunningStats,
     estimator:str='pooled'  # Which std: `'pooled'` (makes the data unit-variance) or `'image'` (what `imagenet_stats` holds)
 )->NormStats:
     "`mean` and the std of `estimator` as `NormStats`; ValueError where a channel is constant"
-    if estimator not in ('pooled', 'image'): raise ValueError(f"`estimator` must be 'pooled' or 'image', got {estimator!r}")
     return NormStats(self.mean, self.std if estimator=='pooled' else self.image_std, estimator=estimator,
                      value_range=self.value_range, source=f"measured on {self.n_images:,} images")
 

@@ -23,7 +23,7 @@ from .measure import measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, choose_stats
 
-# %% ../nbs/06_transform.ipynb #87feb0c3
+# %% ../nbs/06_transform.ipynb #8ab51b7b
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -48,10 +48,11 @@ def _per_channel(v, axes):
     v = torch.as_tensor(v)
     return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
 
+# %% ../nbs/06_transform.ipynb #88f28657
 def _check_axes(axes):
     if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
 
-def _fits(x, mean, chosen):
+def _keeps_shape(x, mean, chosen):
     "Does batch (or single image) `x` keep its shape, its channels meeting those of `mean`?"
     if x.ndim>mean.ndim: return not chosen  # numbers given by hand may leave axes out
     return all(m in (1, n) for m,n in zip(mean.shape, (1,)*(mean.ndim-x.ndim)+tuple(x.shape)))
@@ -104,7 +105,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #72783d5c
+# %% ../nbs/06_transform.ipynb #0cdec9a7
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -141,7 +142,7 @@ class DatasetStats(Normalize):
 
     def encodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
-        if not _fits(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
+        if not _keeps_shape(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
         return (x-self.mean)/self.std
 
     def setups(self, dl:DataLoader):
@@ -153,7 +154,7 @@ class DatasetStats(Normalize):
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #62d19535
+# %% ../nbs/06_transform.ipynb #9078dece
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
@@ -168,6 +169,7 @@ def adopt(self:DatasetStats, other):
     if other is not None and other.seed==self.seed: self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
     return self
 
+# %% ../nbs/06_transform.ipynb #177ee554
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
