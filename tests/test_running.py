@@ -44,7 +44,8 @@ def run(batches, **kwargs):
     for b in batches: rs.update(b)
     return rs
 
-def check(rs, batches, rtol=1e-6, names=stat_names):
+def check(rs, batches, rtol=5e-7, names=stat_names):
+    "Half the 1e-6 that is promised for images in float32; what is held in float64 is right to 1e-9"
     ref = reference(batches)
     for k in names: close(getattr(rs, k), ref[k], rtol)
     for k in ('min', 'max'): close(getattr(rs, k), ref[k], 0)
@@ -110,7 +111,7 @@ def test_moments(shape, bs):
 def test_dtypes(dtype, scale, offset):
     "16-bit floats hold 3 digits: the sums must not be made in them"
     x = (images(6, 20, 20).double()*scale+offset).to(dtype)
-    check(run(x.split(4)), [x], rtol=1e-9)
+    check(run(x.split(4)), [x], rtol=1e-9 if dtype in (torch.float64, torch.int32, torch.int64) else 5e-7)
 
 def test_tensor_types_and_layouts():
     "A fastai subclass, a transposed view and one that needs a gradient count as what they hold"
@@ -135,6 +136,8 @@ def test_against_sklearn(bs):
     for b in x.split(bs):
         rs.update(b)
         sk.partial_fit(b.double().transpose(0, 1).flatten(1).T.numpy())
+    close(rs.mean, sk.mean_, 2e-7), close(rs.std, np.sqrt(sk.var_), 2e-7)
+    rs = run(x.double().split(bs))
     close(rs.mean, sk.mean_, 1e-12), close(rs.std, np.sqrt(sk.var_), 1e-12)
 
 def test_large_offset():
@@ -143,8 +146,7 @@ def test_large_offset():
     ref = reference([x])
     naive = ((x**2).mean((0,2,3))-x.mean((0,2,3))**2).clamp(min=0).sqrt()
     assert (np.abs(naive.numpy()/ref['std']-1)>1e-3).any()
-    for bs in (1, 3, 8): check(run(x.split(bs)), [x], rtol=1e-5)
-    check(run(x.split(3)), [x], rtol=1e-9)
+    for bs in (1, 3, 8): check(run(x.split(bs)), [x])
 
 def test_small_values(): check(run((images(6, 8, 8)*1e-12).split(2)), [images(6, 8, 8)*1e-12])
 
@@ -156,7 +158,7 @@ def test_constant_channel_has_std_0(v):
     rs = run(x.split(4))
     assert rs.std[0]==rs.image_std[0]==rs.std_se[0]==0
     close(rs.mean[0], x[0,0,0,0].double(), 1e-15)
-    close(rs.std[1], x[:,1].double().numpy().std(), 1e-9)
+    close(rs.std[1], x[:,1].double().numpy().std(), 2e-7)
     with pytest.raises(ValueError, match='above 0'): rs.stats()
 
 def test_constant_images_of_different_brightness():
@@ -201,13 +203,13 @@ def test_many_merges_do_not_drift():
 def test_merge_of_very_different_parts():
     "A black thousand and one bright image: the large shift between the parts is where a naive merge loses digits"
     a,b = images(1000, 2, 2)*1e-3,images(1, 2, 2)+5e4
-    for ps in ([a, b], [b, a]): check(run(ps), [a, b], rtol=1e-9)
+    for ps in ([a, b], [b, a]): check(run(ps), [a, b])
 
 def sized(seed=0): return [images(1, h, w, seed=seed+i) for i,(h,w) in enumerate([(4, 5), (20, 10), (7, 7), (40, 3), (1, 2), (16, 16)])]
 
 def test_images_of_different_sizes():
     "Pixel-weighted moments, and standard errors of a ratio of two sums"
-    check(run(sized()), sized(), rtol=1e-9)
+    check(run(sized()), sized())
     rs,back = run(sized()),run(sized()[::-1])
     for k in stat_names: close(getattr(rs, k), getattr(back, k), 1e-12)
     assert rs.n_pixels==sum(b[0,0].numel() for b in sized())
@@ -233,7 +235,7 @@ def test_merge_with_empty():
 def test_merge_with_itself_counts_twice():
     x,rs = images(4, 5, 5),run([images(4, 5, 5)])
     rs.merge(rs)
-    check(rs, [x, x], rtol=1e-9)
+    check(rs, [x, x])
 
 # --- standard errors
 
@@ -243,9 +245,9 @@ def test_se_formulas_for_images_of_one_size():
     a,rs,n = x.double().numpy(),run(x.split(5)),12
     mean,std = a.mean((0,2,3)),a.std((0,2,3))
     q = ((a-mean[:,None,None])**2).mean((2,3))
-    close(rs.mean_se, a.mean((2,3)).std(0, ddof=1)/np.sqrt(n), 1e-9)
-    close(rs.std_se,  q.std(0, ddof=1)/(2*std*np.sqrt(n)), 1e-9)
-    close(rs.image_std_se, a.std((2,3)).std(0, ddof=1)/np.sqrt(n), 1e-9)
+    close(rs.mean_se, a.mean((2,3)).std(0, ddof=1)/np.sqrt(n), 2e-7)
+    close(rs.std_se,  q.std(0, ddof=1)/(2*std*np.sqrt(n)), 2e-7)
+    close(rs.image_std_se, a.std((2,3)).std(0, ddof=1)/np.sqrt(n), 2e-7)
 
 def test_se_is_the_spread_over_samples():
     "The scatter of the estimates over 400 independent samples is what the standard errors say"
@@ -317,13 +319,11 @@ def test_copies_are_equal_and_apart(again):
     assert rs.to_dict()==was and new.n_images==6
 
 def test_memory_does_not_grow():
-    rs = run(images(10, 4, 4).split(1))
-    def size(): return sum(v.numel() for v in vars(rs).values() if torch.is_tensor(v)),sorted(vars(rs)),len(pickle.dumps(rs))
-    ten = size()
-    for i in range(99): rs.update(images(10, 4, 4, seed=i))
-    thousand = size()
-    assert rs.n_images==1000 and thousand[:2]==ten[:2]
-    assert abs(thousand[2]-ten[2])<100  # the integers are written with more digits
+    "Up to 64 batches wait to be merged; after that it takes no more room for ten times as many"
+    def size(n_batches):
+        rs = run(images(n_batches, 4, 4).split(1))
+        return rs.n_images,len(json.dumps(rs.to_dict()))//1000,len(pickle.dumps(run(images(n_batches, 4, 4).split(1))))//1000
+    assert size(63)[2]>size(640)[2]==size(6400)[2] and size(640)[1]==size(6400)[1] and size(640)[0]==640
 
 @pytest.mark.parametrize('k', [*stat_names, 'stats'])
 def test_empty(k):
