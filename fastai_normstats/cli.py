@@ -9,7 +9,7 @@ __all__ = ['CliError', 'main']
 import argparse, os, sys, tempfile, warnings
 from pathlib import Path
 
-# %% ../nbs/11_cli.ipynb #c17fdf5a
+# %% ../nbs/11_cli.ipynb #39ba7369
 class CliError(Exception):
     "A user's mistake, said in one line"
 
@@ -37,7 +37,8 @@ def _fit_options(p, size=224):
     g = p.add_mutually_exclusive_group()
     g.add_argument('--valid-pct', type=_share, default=.2, help='share of images kept for validation and not opened (default: %(default)s)')
     g.add_argument('--train-folder', type=_name, help='measure the images below this folder of PATH, open no others')
-    p.add_argument('--tol', type=float, default=0., help='0 measures every training image, and is what this version can do')
+    p.add_argument('--tol', type=float, default=.01,
+                   help='stop once mean and std are known to TOL times the std; 0 measures every training image (default: %(default)s)')
     p.add_argument('--no-cache', action='store_true', help='keep no measurement on disk, which is what this version does')
     p.add_argument('--seed', type=int, default=0, help='of the split and of the pass (default: %(default)s)')
     p.add_argument('--out', type=_name, help='write the choice to this JSON file, for `normstats show`')

@@ -58,7 +58,7 @@ class _Case:
     @property
     def n_text(self): return f"{self.n_images:,} training image{'s'*(self.n_images!=1)}"
 
-# %% ../nbs/02_policy.ipynb #d295fbd2
+# %% ../nbs/02_policy.ipynb #ab3b2141
 @dataclass(frozen=True)
 class _Verdict:
     "What a rule gives"
@@ -74,10 +74,10 @@ def _models(case, why, warnings=()):
 def _custom(case, why, warnings=()):
     "The measured statistics; a constant channel gets std 1, as in scikit-learn's `StandardScaler`"
     m = case.own
-    stats = NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source=f"measured on {m.n_images:,} training images")
+    stats = NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source=f"measured on {_how_many(m)} training images")
     return _Verdict(stats, 'custom', why, list(warnings))
 
-# %% ../nbs/02_policy.ipynb #87966927
+# %% ../nbs/02_policy.ipynb #1018ffa3
 def _constant(m):
     "Channels whose values are one constant, up to the rounding of float32"
     return m.std <= 1e-6*torch.maximum(m.min.abs(), m.max.abs())
@@ -88,6 +88,12 @@ def _lives_on(m):
     "The value range of measured images: that of the histogram if they keep to it, else their own"
     lo,hi = m.min.min().item(),m.max.max().item()
     return m.value_range if m.value_range[0]<=lo and hi<=m.value_range[1] else (lo, hi)
+
+def _how_many(m): return f"{m.n_images:,}" if m.complete or not m.population else f"{m.n_images:,} of {m.population:,}"
+
+def _how_well(m):
+    "Half-widths of the 95 % intervals of mean and std of a partial measurement, as shares of σ, the worst channel's"
+    return [(h/m.std.where(m.std>0, 1.)).max().item() for h in m.half_widths()]
 
 def _num(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
 
@@ -297,7 +303,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #9d236673
+# %% ../nbs/02_policy.ipynb #77babe62
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -313,7 +319,13 @@ def choose_stats(
     if measured is not None and not measured.n_images: raise ValueError("`measured` has counted no images: give it batches first")
     case = _Case(n_images, measured, model_stats(model, n_channels=None) or IMAGENET, pretrained, frozen, stats, policy)
     rule,v = next((name,v) for name,f in _rules.items() if (v := f(case)) is not None)
-    return StatsChoice(v.stats, v.kind, rule, v.why, n_images, measured, case.model, tuple(v.warnings+_general_warnings(case, v)))
+    return StatsChoice(v.stats, v.kind, rule, v.why+_partly(measured), n_images, measured, case.model, tuple(v.warnings+_general_warnings(case, v)))
+
+def _partly(m):
+    "How much of the training split a measurement that stopped early rests on"
+    if m is None or m.complete: return ''
+    mean,std = (f"±{100*h:.2g} % of σ" for h in _how_well(m))
+    return f" (measured on {_how_many(m)} images, mean known to {mean}, std to {std})"
 
 def _general_warnings(case, v):
     "What the user should know whatever the rule"
@@ -323,7 +335,8 @@ def _general_warnings(case, v):
         raise ValueError(f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the {v.stats.name} statistics "
                          f"{len(v.stats.mean)}: give as many numbers as channels, or `stats='custom'`")
     const = [c for c,o in enumerate(_constant(m)) if o]
-    if not const: return []
+    few = [] if m.complete or max(_how_well(m))<=.05 else [f"the statistics rest on {_how_many(m)} images and are rough: raise `max_images`"]
+    if not const: return few
     which = f"channel {const[0]} is" if len(const)==1 else f"channels {', '.join(map(str, const))} are"
     now = 'std 1 is used, the values become 0' if v.kind=='custom' else 'it carries nothing'
-    return [f"{which} constant ({', '.join(_num(m.mean[c].item()) for c in const)}): {now}"]
+    return [f"{which} constant ({', '.join(_num(m.mean[c].item()) for c in const)}): {now}", *few]

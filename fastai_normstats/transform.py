@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #86b65996
+# %% ../nbs/06_transform.ipynb #9ea5a4ed
 import warnings
 from copy import copy
 
@@ -18,12 +18,13 @@ from fastcore.foundation import L
 from fasttransform import Pipeline
 from plum import NotFoundLookupError
 
-from .cache import measure_key, settle
-from .measure import measure_stats
+from .cache import describe, measure_key, settle
+from .measure import check_pass, measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, choose_stats
+from .running import ranks
 
-# %% ../nbs/06_transform.ipynb #8ab51b7b
+# %% ../nbs/06_transform.ipynb #acd47e3c
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -35,11 +36,10 @@ def _check_numbers(mean, std):
     if (s<=0).any(): raise ValueError(f"`std` must be above 0 in every channel, got {s.flatten().tolist()}")
     if 1!=m.numel()!=s.numel()!=1: raise ValueError(f"`mean` has {m.numel()} channels and `std` {s.numel()}: give one of each per channel")
 
-def _check_options(tol, seed, cache, policy):
+def _check_options(seed, cache, policy):
     "Refuse what is wrong, and what this version cannot do, before anything is measured"
     if isinstance(seed, bool) or not isinstance(seed, int) or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
     if policy is not None and not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
-    if tol!=0: raise ValueError(f"`tol` must be 0, got {tol!r}: this version measures the whole training split")
     if cache is not False: raise ValueError(f"`cache` must be False, got {cache!r}: this version keeps no measurements on disk")
 
 def _per_channel(v, axes):
@@ -48,7 +48,7 @@ def _per_channel(v, axes):
     v = torch.as_tensor(v)
     return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
 
-# %% ../nbs/06_transform.ipynb #88f28657
+# %% ../nbs/06_transform.ipynb #dbcfbcf2
 def _check_axes(axes):
     if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
 
@@ -65,6 +65,29 @@ def _shape_error(x, mean, axes):
     got,want = (f"{o.shape[1]} channel{'s'*(o.shape[1]!=1)}" for o in (x, mean))
     return ValueError(f"got a batch {tuple(x.shape)} of {got} and statistics of {want}: "
                       f"load images (and image targets) of {want}, or use `stats='custom'`")
+
+class _Fused:
+    "`(x-mean)/std` as one multiplication and addition, `x*scale + shift`, for the numbers of `tfm` as they are now"
+    def __init__(self, tfm):
+        self.made_from = self._marks(tfm)
+        self.scale = 1/tfm.std
+        self.shift = -tfm.mean*self.scale
+        self.exact = self.shift.abs().amax().item()<=_cancels
+
+    @staticmethod
+    def _marks(tfm): return [(o, o._version, o.shape) for o in (tfm.mean, tfm.std)]
+
+    def holds(self, tfm):
+        "Are the numbers of `tfm` the very ones, not changed in place since?"
+        return all(a is b and rest==rest_b for (a,*rest),(b,*rest_b) in zip(self.made_from, self._marks(tfm)))
+
+_cancels = 4  # mean/std from which adding the shift loses digits that subtracting the mean keeps
+
+def _like(x, res):
+    "`res` as an image of the kind of `x`, with what is attached to it"
+    res = res.as_subclass(type(x))
+    res.set_meta(x, as_copy=True)
+    return res
 
 def _signs(dl): return bool(dl.shuffle), bool(dl.drop_last)
 
@@ -105,7 +128,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #0cdec9a7
+# %% ../nbs/06_transform.ipynb #92600dff
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -118,19 +141,23 @@ class DatasetStats(Normalize):
         pretrained:bool=True,      # Does training start from pretrained weights?
         frozen:bool=False,         # Will the body stay untrained throughout?
         policy:Policy|None=None,   # Thresholds of the choice; `None`: those of `Policy()`
-        tol:float=0.,              # 0 measures every training image, and is what this version can do
+        tol:float=.01,             # Stop measuring once mean and std are known to `tol` × std; 0 measures every training image
+        max_images:int=None,       # Measure at most this many training images; `None`: no limit
         seed:int=0,                # Of the pass: order and random transforms
+        mask=None,                 # Function from a batch to a bool tensor (B, 1, *spatial): only True pixels are measured
+        nonfinite:str='error',     # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
         cache:bool=False,          # False keeps no measurement on disk, and is what this version can do
         measure:bool=False,        # Measure even where the choice needs no measuring?
         verbose:bool=True          # Show progress and print the choice?
     ):
-        _check_numbers(mean, std), _check_axes(axes), _check_options(tol, seed, cache, policy)
+        _check_numbers(mean, std), _check_axes(axes), _check_options(seed, cache, policy), check_pass(tol, max_images, mask, nonfinite)
         self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
         self.choice,self.fixed = None,mean is not None
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
                              policy=policy or Policy())
-        self.seed,self.measure,self.verbose = seed,measure,verbose
-        self._fits,self._known,self._train_signs,self.pinned = [],[],(False, False),False
+        self.pass_args = dict(tol=tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite)
+        self.measure,self.verbose = measure,verbose
+        self._fits,self._known,self._train_signs,self.pinned,self._fused = [],[],(False, False),False,None
 
     @property
     def name(self):
@@ -138,12 +165,22 @@ class DatasetStats(Normalize):
         nums = ' / '.join(', '.join(f'{o:.4g}' for o in torch.as_tensor(v).flatten().tolist()) for v in (self.mean, self.std))
         return f"{type(self).__name__} -- {nums}{f' ({self.choice.kind}, rule {self.choice.rule})' if self.choice else ''}"
 
-    def __getstate__(self): return {**vars(self), '_fits': [], '_known': []}  # keys hold items and functions: not for pickles and copies
+    def __getstate__(self):
+        "Without what pickles and copies cannot or need not hold: keys, functions that a fitted transform is done with, prepared numbers"
+        done = dict(pass_args={**self.pass_args, 'mask': None}) if self.fixed else {}
+        return {**vars(self), '_fits': [], '_known': [], '_fused': None, **done}
 
     def encodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
         if not _keeps_shape(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
-        return (x-self.mean)/self.std
+        if not self._fuses(x): return (x-self.mean)/self.std
+        return _like(x, torch.addcmul(self._fused.shift, x.as_subclass(torch.Tensor), self._fused.scale))
+
+    def decodes(self, x:TensorImage):
+        if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
+        mean,std = ((o.cpu() if x.device.type=='cpu' else o) for o in (self.mean, self.std))
+        if not x.dtype==mean.dtype==std.dtype==torch.float32: return x*std+mean
+        return _like(x, torch.addcmul(mean, x.as_subclass(torch.Tensor), std))
 
     def setups(self, dl:DataLoader):
         "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
@@ -154,7 +191,16 @@ class DatasetStats(Normalize):
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #9078dece
+# %% ../nbs/06_transform.ipynb #7cf5abb8
+@patch
+def _fuses(self:DatasetStats, x):
+    "May `x` be normalised by one multiplication and addition to within 1e-6 of the formula? Prepares it if so"
+    m,s = self.mean,self.std
+    if not (x.dtype==m.dtype==s.dtype==torch.float32 and x.device==m.device==s.device) or m.is_inference() or s.is_inference(): return False
+    if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
+    return self._fused.exact
+
+# %% ../nbs/06_transform.ipynb #d686fddc
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
@@ -166,10 +212,10 @@ _parts = dict(items='training items', n='number of items', load='how an item is 
 @patch
 def adopt(self:DatasetStats, other):
     "Know what `other`, a DatasetStats or `None`, has measured: another question about the same pixels needs no second pass"
-    if other is not None and other.seed==self.seed: self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
+    if other is not None and describe(other.pass_args)==describe(self.pass_args): self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #177ee554
+# %% ../nbs/06_transform.ipynb #c34ceab6
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -189,9 +235,10 @@ def _choose(self:DatasetStats, dl, key):
     "Choose, with a pass over `dl` where the rules need one, and tell the user"
     def measured():
         known = next((m for k,m in self._known if k==key), None)
-        return known or measure_stats(dl, seed=self.seed, verbose=self.verbose)
+        return known or measure_stats(dl, verbose=self.verbose, **self.pass_args)
     try: choice = choose_stats(dl.n, measured() if self.measure else None, **self.question)
     except NotMeasured: choice = choose_stats(dl.n, measured(), **self.question)
+    if ranks()[0]: return choice  # one process speaks for all
     for w in choice.warnings: warnings.warn(w)
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
     return choice

@@ -339,7 +339,15 @@ def test_statistics_of_other_channels(tmp_path):
     (dict(model='resnet43'),                     "unknown model 'resnet43': near matches are .*resnet34"),
     (dict(model=7),                              'cannot tell the statistics'),
     (dict(axes=(2, 3)),                          '`axes` must hold 0'),
-    (dict(tol=.01),                              '`tol` must be 0'),
+    (dict(tol=-.01),                             '`tol` must be a share of the std from 0'),
+    (dict(tol=float('nan')),                     '`tol` must be'),
+    (dict(tol=float('inf')),                     '`tol` must be'),
+    (dict(tol='1%'),                             "`tol` must be .* got '1%'"),
+    (dict(tol=True),                             '`tol` must be'),
+    (dict(max_images=0),                         '`max_images` must be a whole number from 1'),
+    (dict(max_images=1e4),                       '`max_images` must be a whole number'),
+    (dict(max_images=True),                      '`max_images` must be'),
+    (dict(nonfinite='drop'),                     "`nonfinite` must be 'error' or 'ignore', got 'drop'"),
     (dict(cache=True),                           '`cache` must be False')], ids=str)
 def test_arguments(tmp_path, kwargs, match):
     "Said where the argument is given, before any image is read"
@@ -426,7 +434,7 @@ def test_command_line(normstats, args, match): refused(normstats, match, *args)
     (['--model', 'resnet43'],         "unknown model 'resnet43': near matches are"),
     (['--model', 'not-a-model-at-all'], "unknown model"),
     (['--model', ''],                 'unknown model'),
-    (['--tol', '.01'],                '`tol` must be 0'),
+    (['--tol', '-1'],                 '`tol` must be a share'),
     (['--tol', 'nan'],                'tol'),
     (['--out', 'none/c.json'],        'cannot write none/c.json'),
     (['--plot', 'none/c.png'],        'cannot write none/c.png')], ids=str)

@@ -593,8 +593,8 @@ def test_seed_of_the_pass(folder, num_workers):
     for glob,seed in ((1, 0), (2, 0), (2, 5)):
         set_seed(glob)
         res.append(measure_stats(db.dataloaders(folder, bs=5, num_workers=num_workers).train, seed=seed, **quiet).to_dict())
-    assert res[0]==res[1] and res[0]['_mu']!=res[2]['_mu']
-    assert DatasetStats(seed=5, **custom).seed==5
+    assert res[0]==res[1] and res[0]['state']['mu']!=res[2]['state']['mu']
+    assert DatasetStats(seed=5, **custom).pass_args['seed']==5
     assert db.fit_stats(folder, seed=5, bs=5, num_workers=num_workers, **custom).stats_choice.measured.to_dict()==res[2]
 
 # --- Ctrl-C
