@@ -73,9 +73,10 @@ def _known(cls, d, *required):
     if lack := [k for k in required if k not in d]: raise ValueError(f"{cls.__name__} needs field {lack[0]!r}, got {sorted(d)}")
     return d
 
-# %% ../nbs/00_running.ipynb #abc3e5f9
+# %% ../nbs/00_running.ipynb #3cd9f041
 _run     = 1024  # pixels whose sums are made in the precision of the image
 _doubted = 16    # mean² over variance, from which an image is centred before it is squared
+_cached  = 2**21 # values that stay in the processor's cache together
 
 def _partials(x):
     "Sums and Euclidean norms (…, runs) of runs of values along the last axis of `x`, in its precision"
@@ -101,19 +102,27 @@ def _centred_moments(x, valid=None):
     lo,hi = only(x, math.inf).amin(-1),only(x, -math.inf).amax(-1)
     return torch.stack([w, at.to(torch.float64)+s, (q-s**2).clamp(min=0).where(lo!=hi, 0.), lo, hi])
 
-# %% ../nbs/00_running.ipynb #833dafdb
+# %% ../nbs/00_running.ipynb #638edd95
 def _doubtful(m):
     "Which images (B,) have plain moments that cancellation, overflow or underflow may have spoilt? One grey throughout has not"
     _,mean,var,lo,hi = m
     fine = (mean**2<_doubted*var) & (var>1e-30) & var.isfinite() | (lo==hi)
     return ~fine.all(1)
 
+def _centre_doubtful(m, x):
+    "Moments `m` of `x` (B, C, n) with those of doubtful images made anew, in float64 where float32 has no room for their squares"
+    i = _doubtful(m).nonzero().flatten()
+    if not len(i): return m
+    size = torch.maximum(-m[3,i], m[4,i]).amax(1)
+    plain = (1e-15<size) & (size<1e15)
+    for some,dtype in ((i[plain], x.dtype), (i[~plain], torch.float64)):
+        for k in some.split(max(1, _cached//8//x[0].numel())): m[:,k] = _centred_moments(x[k].to(dtype))
+    return m
+
 def _careful_moments(x):
-    "Moments (5, 1, C) of one image `x` (1, C, n), of none of its pixels too; float64 where float32 has no room for its squares"
+    "Moments (5, 1, C) of one image `x` (1, C, n), of none of its pixels too"
     if not x.shape[-1]: return torch.tensor([0., 0., 0., math.inf, -math.inf], dtype=torch.float64).view(5, 1, 1).repeat(1, 1, x.shape[1])
-    lo,hi = x.amin(-1),x.amax(-1)
-    m,spread = _plain_moments(x.shape[-1], *_partials(x), lo, hi),torch.maximum(-lo, hi).amax()
-    return _centred_moments(x if 1e-15<spread<1e15 else x.to(torch.float64)) if _doubtful(m).any() else m
+    return _centre_doubtful(_plain_moments(x.shape[-1], *_partials(x), x.amin(-1), x.amax(-1)), x)
 
 def _masked_moments(x, valid):
     "Moments (5, 1, C) of one image `x` (C, n), over the pixels that are `valid` (1, n), or (C, n) where channels differ"
@@ -126,18 +135,14 @@ def _image_moments(x, valid=None):
     if valid is None: return torch.cat([_careful_moments(o) for o in x.split(1)], 1)
     return torch.cat([_masked_moments(*o) for o in zip(x, valid)], 1)
 
-# %% ../nbs/00_running.ipynb #617be9c4
-_cached = 2**21  # values that stay in the cache together
-
+# %% ../nbs/00_running.ipynb #f8599920
 def _one_visit(x, step):
     "Moments (5, B, C) of `x` (B, C, n) on the CPU, and a copy of every `step`-th pixel; where a pixel is NaN or infinite, so is a moment"
     parts = [(*_partials(o), o.amin(-1), o.amax(-1), o[...,::step].clone()) for o in x.split(max(1, _cached//x[0].numel()))]
     *sums,some = map(torch.cat, zip(*parts))
-    m = _plain_moments(x.shape[-1], *sums)
-    for i in _doubtful(m).nonzero().flatten().tolist(): m[:,i:i+1] = _careful_moments(x[i:i+1])
-    return m, some
+    return _centre_doubtful(_plain_moments(x.shape[-1], *sums), x), some
 
-# %% ../nbs/00_running.ipynb #849d15c5
+# %% ../nbs/00_running.ipynb #21d20887
 def _every(n_pixels, width, n=1000):
     "A step through the pixels of an image that takes at most about `n` of them, in all columns"
     step = max(1, math.ceil(n_pixels/n))
@@ -150,10 +155,16 @@ def _histogram(x, bins, value_range, valid=None):
     first,inside = torch.arange(1, n, bins+2, device=x.device)[:,None],x<=hi
     at = x.sub_(lo).mul_(bins/(hi-lo)).nan_to_num_(0.).clamp_(-1, bins)
     at = at.masked_fill_(inside.logical_and_(at>=bins), bins-1).floor_().add_(first)
-    if x.device.type=='cpu':
-        return torch.bincount((at.flatten() if valid is None else at[valid.expand_as(at)]).to(torch.int32), minlength=n).view(x.shape[1], -1)
-    one = torch.ones(at.shape, dtype=torch.int64, device=x.device) if valid is None else valid.expand_as(at).to(torch.int64)
-    return one.new_zeros(n).scatter_add_(0, at.flatten().to(torch.int64), one.flatten()).view(x.shape[1], -1)  # here, bincount would wait
+    return (_tally if x.device.type=='cpu' else _tally_without_waiting)(at, n, valid).view(x.shape[1], -1)
+
+def _tally(at, n, valid):
+    "How often each of `n` places occurs in `at`, where it is `valid`"
+    return torch.bincount((at.flatten() if valid is None else at[valid.expand_as(at)]).to(torch.int32), minlength=n)
+
+def _tally_without_waiting(at, n, valid):
+    "The same on an accelerator, where `bincount` and selecting would make the host wait"
+    one = torch.ones(at.shape, dtype=torch.int64, device=at.device) if valid is None else valid.expand_as(at).to(torch.int64)
+    return one.new_zeros(n).scatter_add_(0, at.flatten().to(torch.int64), one.flatten())
 
 # %% ../nbs/00_running.ipynb #7a4d8e17
 def _channel_error(got, wanted): return ValueError(f"got images of {got} channels after images of {wanted}: bring all to one channel count")

@@ -10,6 +10,7 @@ from fastai.vision.all import TensorImage
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import v2
 
+from fastai_normstats import running
 from fastai_normstats.running import NormStats,RunningStats
 
 stat_names = ('mean', 'std', 'image_std', 'mean_se', 'std_se', 'image_std_se')
@@ -140,6 +141,43 @@ def test_against_sklearn(bs):
     rs = run(x.double().split(bs))
     close(rs.mean, sk.mean_, 1e-12), close(rs.std, np.sqrt(sk.var_), 1e-12)
 
+def test_channels_of_different_kinds():
+    "One image-channel where squares cancel beside ordinary ones; the centred ones must not change their neighbours"
+    x = images(6, 30, 30)
+    x[2,1] = x[2,1]*1e-3+.9
+    x[4,0] = .25
+    check(run(x.split(4)), [x])
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-22, 1e-12, 1e12, 1e19, 1e30, 3e38])
+def test_scales_that_float32_cannot_square(scale):
+    x = images(6, 40, 40)*scale
+    check(run(x.split(4), value_range=(0, 1e39)), [x])
+
+def test_float64_beyond_what_can_be_squared():
+    with pytest.raises(ValueError, match='cannot be squared'): run([images(2, 4, 4).double()*1e200])
+
+@pytest.mark.parametrize('n', [1, 2, 1023, 1024, 1025, 4096, 5000])
+def test_any_number_of_pixels(n):
+    "Sums are made in runs of 1,024 and a rest"
+    x = images(3, n)
+    check(run([x]), [x], names=stat_names if n>1 else ('mean', 'std', 'mean_se', 'std_se'))
+
+def test_bits_do_not_depend_on_the_batch():
+    "An image's moments are the same bits alone and in a batch of any size, so that merging is exact to 1e-12"
+    x = images(40, 33, 47)
+    want = run([x])
+    for bs in (1, 7, 13, 40):
+        for k in stat_names: close(getattr(run(x.split(bs)), k), getattr(want, k), 1e-12)
+
+@pytest.mark.parametrize('reads', [1, 3, 100])
+def test_reading_does_not_change_the_bits(reads):
+    x = images(200, 5, 5)
+    rs,quiet = RunningStats(),run(x.split(1))
+    for i,b in enumerate(x.split(1)):
+        rs.update(b)
+        if i%reads==0: rs.mean,rs.n_images,rs.quantile(.5),repr(rs)
+    assert rs.to_dict()==quiet.to_dict()
+
 def test_large_offset():
     "30000 ± 100, as in unscaled 16-bit images: E[x²]−E[x]² in float32 fails where this one does not"
     x = (30000+100*torch.randn(8, 2, 64, 64, generator=torch.Generator().manual_seed(0))).float()
@@ -174,6 +212,129 @@ def test_stats():
     assert (pooled.estimator, image.estimator)==('pooled', 'image') and pooled.mean==image.mean==tuple(rs.mean.tolist())
     assert pooled.std==tuple(rs.std.tolist()) and image.std==tuple(rs.image_std.tolist())
     with pytest.raises(ValueError, match='estimator'): rs.stats('median')
+
+# --- masks, NaN and infinity
+
+def masks(x, seed=1):
+    "A random mask with very different shares of the pixels from image to image, and none of the first image's"
+    g = torch.Generator().manual_seed(seed)
+    m = torch.rand(len(x), 1, *x.shape[2:], generator=g)<torch.rand(len(x), 1, *[1]*(x.ndim-2), generator=g)
+    m[0] = False
+    return m
+
+def check_masked(rs, x, m):
+    "`rs` against a reference over the counted pixels of each image, as images of different sizes; `m` has all channels"
+    for c in range(x.shape[1]):
+        ims = [x[i,c][m[i,c]].view(1, 1, -1) for i in range(len(x)) if m[i,c].any()]
+        ref = reference(ims)
+        for k in stat_names: close(getattr(rs, k)[c:c+1], ref[k], 5e-7)
+        for k in ('min', 'max'): close(getattr(rs, k)[c:c+1], ref[k], 0)
+
+@pytest.mark.parametrize('shape', [(9, 7), (60, 50), (63,), (4, 5, 3)], ids=str)
+@pytest.mark.parametrize('offset,scale', [(0, 1), (30000, 100)])
+def test_only_the_pixels_of_the_mask_count(shape, offset, scale):
+    x = images(11, *shape)*scale+offset
+    m,rs = masks(x),RunningStats(value_range=(0, 40000))
+    for b,mb in zip(x.split(4), m.split(4)): rs.update(b, mb)
+    check_masked(rs, x, m.expand_as(x))
+    assert rs.n_images==m.flatten(1).any(1).sum() and rs.n_pixels==m.sum()
+    if x[0,0].numel()<=1000: assert (rs.hist.sum(1)+rs.overflow+rs.underflow==m.sum()).all()
+
+@pytest.mark.parametrize('shape', [(5, 6), (1, 5, 6), (1, 1, 5, 6), (4, 1, 5, 6), (5, 1), (4, 1, 1, 1)], ids=str)
+def test_masks_that_broadcast(shape):
+    x,m = images(4, 5, 6),torch.rand(shape, generator=torch.Generator().manual_seed(0))<.7
+    rs = RunningStats().update(x, m)
+    check_masked(rs, x, m.expand(4, 1, 5, 6).expand_as(x))
+
+def test_mask_of_everything_changes_nothing():
+    x = images(5, 20, 20)
+    for k in stat_names: close(getattr(RunningStats().update(x, torch.ones(5, 1, 20, 20, dtype=torch.bool)), k), getattr(run([x]), k), 1e-12)
+
+def test_nan_outside_the_mask_is_nobodys_business():
+    x,m = images(3, 6, 6),torch.ones(3, 1, 6, 6, dtype=torch.bool)
+    m[1,0,2] = False
+    x[1,:,2] = math.nan
+    check_masked(RunningStats().update(x, m), x, m.expand_as(x))
+    with pytest.raises(ValueError, match='6 in channel 0'): RunningStats().update(x)
+    x[1,1,3,0] = math.inf
+    with pytest.raises(ValueError, match=r'\(1 in channel 1\)'): RunningStats().update(x, m)
+
+@pytest.mark.parametrize('mask,err,match', [
+    (torch.ones(3, 1, 4, 4),                       TypeError,  r'must be bool .*float32'),
+    (torch.ones(3, 3, 4, 4, dtype=torch.bool),     ValueError, r'broadcast to \(3, 1, 4, 4\), one channel for all, got \(3, 3, 4, 4\)'),
+    (torch.ones(2, 1, 4, 4, dtype=torch.bool),     ValueError, 'broadcast'),
+    (torch.ones(3, 1, 4, 5, dtype=torch.bool),     ValueError, 'broadcast'),
+    (np.ones((3, 1, 4, 4), bool),                  TypeError,  'must be a tensor, got ndarray')])
+def test_refused_masks(mask, err, match):
+    rs = run([images(5, 4, 4)])
+    was = rs.to_dict()
+    with pytest.raises(err, match=match): rs.update(images(3, 4, 4), mask)
+    assert rs.to_dict()==was
+
+def test_nothing_counted():
+    none = torch.zeros(4, 4, dtype=torch.bool)
+    rs = RunningStats().update(images(3, 4, 4), none)
+    assert (rs.n_images, rs.n_pixels)==(0, 0)
+    with pytest.raises(ValueError, match='no images counted'): rs.mean
+    close(rs.update(images(3, 4, 4)).mean, run([images(3, 4, 4)]).mean, 1e-12)
+    one = RunningStats('ignore').update(torch.cat([images(3, 4, 4)[:,:2], torch.full((3, 1, 4, 4), math.nan)], 1))
+    with pytest.raises(ValueError, match='no pixel of channel 2'): one.mean
+    assert (one.n_images, one.n_pixels)==(3, 48)
+
+@pytest.mark.parametrize('bs', [1, 3, 10])
+def test_ignoring_nan_is_dropping_it(bs):
+    "scikit-learn's test, with images as clusters: NaN anywhere, different channels having different ones"
+    x,g = images(10, 8, 9),torch.Generator().manual_seed(3)
+    gone = torch.rand(x.shape, generator=g)<.3
+    x[gone] = torch.tensor([math.nan, math.inf, -math.inf])[torch.randint(3, (int(gone.sum()),), generator=g)]
+    x[4,1] = math.nan
+    rs = run(x.split(bs), nonfinite='ignore')
+    check_masked(rs, x, ~gone & x.isfinite())
+    assert rs.n_images==10 and rs.n_pixels==x.isfinite().any(1).sum()
+    sk = StandardScaler().fit(x.where(x.isfinite(), math.nan).double().transpose(0, 1).flatten(1).T.numpy())
+    close(rs.mean, sk.mean_, 5e-7), close(rs.std, np.sqrt(sk.var_), 5e-7)
+
+def test_ignoring_without_any_is_the_plain_count():
+    x = images(10, 8, 9)
+    assert {**run([x], nonfinite='ignore').to_dict(), 'nonfinite': 'error'}==run([x]).to_dict()
+
+def test_parts_with_gaps_merge_exactly():
+    x,rng = images(20, 8, 7),np.random.default_rng(0)
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1))<.4] = math.nan
+    x[:5,2] = math.nan  # the first part may know nothing of a channel
+    one,ps = run([x], nonfinite='ignore'),[run([p], nonfinite='ignore') for p in x.split([5, 4, 1, 10])]
+    for order in (ps, ps[::-1], [ps[i] for i in rng.permutation(4)]):
+        some = sum(order[1:], order[0])
+        for k in (*stat_names, 'min', 'max'): close(getattr(some, k), getattr(one, k), 1e-12)
+        assert torch.equal(some.hist, one.hist) and (some.n_images, some.n_pixels)==(one.n_images, one.n_pixels)
+
+# --- accelerators
+
+def test_counting_waits_for_no_number():
+    "Tensors on `meta` have shapes and no values: whatever asks for one fails. So an update that passes there never makes the host wait for a GPU"
+    x,m = torch.empty(4, 3, 40, 40, device='meta'),torch.empty(4, 1, 40, 40, device='meta', dtype=torch.bool)
+    for nonfinite in ('error', 'ignore'):
+        rs = RunningStats(nonfinite)
+        for _ in range(10): rs.update(x).update(x, m).update(x.to(torch.uint8)).update(x.to(torch.float16))
+        with pytest.raises(NotImplementedError): rs.mean
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    "`RunningStats` counts as on an accelerator, with CPU tensors, which have values to compare"
+    def moments(x, valid=None): return running._centred_moments(x.to(torch.float64), valid)
+    monkeypatch.setattr(running, '_image_moments', moments)
+    monkeypatch.setattr(running, '_one_visit', lambda x, step: (moments(x), x[...,::step].clone()))
+    monkeypatch.setattr(running, '_tally', running._tally_without_waiting)
+
+@pytest.mark.parametrize('offset,scale', [(0, 1), (30000, 100)])
+def test_the_path_of_accelerators(elsewhere, offset, scale):
+    x = images(11, 60, 50)*scale+offset
+    m,holes = masks(x),x.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(1))<.8, math.nan)
+    rs,ign,plain = (RunningStats(k, value_range=(0, 40000)) for k in ('error', 'ignore', 'error'))
+    for b,mb,h in zip(x.split(4), m.split(4), holes.split(4)): rs.update(b, mb), ign.update(h), plain.update(b)
+    check_masked(rs, x, m.expand_as(x)), check_masked(ign, holes, holes.isfinite())
+    check(plain, [x], rtol=1e-9)
+    with pytest.raises(ValueError, match='NaN or infinite'): rs.update(holes)
 
 # --- merging
 
@@ -290,6 +451,48 @@ def test_histogram_sample_is_spread_evenly(h, w):
     assert 400<=len(at)<=1000
     if w<=len(at): assert len((at%w).unique())==w
 
+@pytest.mark.parametrize('tally', ['_tally', '_tally_without_waiting'])
+def test_histogram_of_any_values_is_numpys(monkeypatch, tally):
+    "Values on the edges of bins and of the range, far outside and infinite ones"
+    x = torch.cat([torch.linspace(-1, 2, 301), torch.tensor([0, 1, .25, .5, -1e30, 1e30, math.inf, -math.inf, 1-1e-7, math.nan])]).view(1, 1, -1)
+    valid = ~x.isnan()
+    monkeypatch.setattr(running, '_tally', getattr(running, tally))
+    got = running._histogram(x.clone(), 8, (0., 1.), valid)[0]
+    v = x[valid].numpy()
+    assert got[1:-1].tolist()==np.histogram(v[(v>=0) & (v<=1)], 8, (0, 1))[0].tolist()
+    assert (got[0], got[-1])==((v<0).sum(), (v>1).sum())
+
+# --- quantiles
+
+@pytest.mark.parametrize('value_range,bins', [((0, 1), 256), ((-1, 3), 100), ((.3, .6), 64)])
+def test_quantiles_are_numpys_to_a_bin(value_range, bins):
+    x,qs = images(40, 20, 20),[0, .005, .25, .5, .9, .995, 1]
+    rs = run(x.split(9), value_range=value_range, bins=bins)
+    got,want = rs.quantile(qs),np.quantile(x.double().numpy(), qs, axis=(0, 2, 3))
+    assert got.shape==(7, 3) and got.dtype==torch.float64
+    lo,hi = value_range
+    inside = (want>lo) & (want<hi)
+    assert (np.abs(got.numpy()-want)[inside]<=(hi-lo)/bins).all()
+    assert (got.diff(dim=0)>=0).all()  # also where it lies outside the histogram
+    close(got[0], rs.min, 0), close(got[-1], rs.max, 0)
+    close(rs.quantile(.25), got[2], 0)
+
+@pytest.mark.parametrize('q', [-.1, 1.1, math.nan, [[.5]], [0, 2]])
+def test_refused_quantiles(q):
+    with pytest.raises(ValueError, match='`q` must lie between 0 and 1'): run([images(3, 4, 4)]).quantile(q)
+
+def test_quantile_of_a_constant(): close(run([torch.full((2, 2, 5, 5), .3)]).quantile([0, .5, 1]), np.float64(np.float32(.3))*np.ones((3, 2)), 0)
+
+# --- intervals for a finite set
+
+def test_half_widths():
+    rs = run([images(60, 5, 5)])
+    for got,se in zip(rs.half_widths(), (rs.mean_se, rs.std_se)): close(got, 1.96*se, 1e-12)  # of images in general
+    rs.population = 60
+    for got,se in zip(rs.half_widths(), (rs.mean_se, rs.std_se)): close(got, 0*se, 0)         # of all there are
+    rs.complete,rs.population = False,100
+    for got,se in zip(rs.half_widths(), (rs.mean_se, rs.std_se)): close(got, 1.96*se*np.sqrt(.4), 1e-12)
+
 # --- state
 
 def test_dict_survives_json_bit_by_bit():
@@ -310,6 +513,21 @@ def test_empty_dict_survives_json():
 def test_from_foreign_dict(d):
     with pytest.raises(ValueError, match='RunningStats'): RunningStats.from_dict(d)
 
+def test_dict_of_a_part_with_gaps():
+    x = images(7, 9, 9)
+    x[:,1] = math.nan
+    rs = run([x], nonfinite='ignore')
+    rs.complete,rs.population = False,50
+    back = RunningStats.from_dict(json.loads(json.dumps(rs.to_dict())))
+    assert back.to_dict()==rs.to_dict() and (back.complete, back.population, back.nonfinite)==(False, 50, 'ignore')
+
+@pytest.mark.parametrize('field,value', [('mu', [[1, 2, 3]]), ('co', 'abc'), ('hist', [[1.5]*258]*2), ('n', 3), ('n', []), ('min', None), ('pivot', [[1], [2, 3]]),
+    ('n_images', 2.5), ('n_pixels', None), ('n_images', True)], ids=str)
+def test_from_damaged_dict(field, value):
+    d = run(images(7, 9, 9).split(3)).to_dict()
+    d['state'][field] = value
+    with pytest.raises(ValueError, match='RunningStats'): RunningStats.from_dict(d)
+
 @pytest.mark.parametrize('again', [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=['deepcopy', 'pickle'])
 def test_copies_are_equal_and_apart(again):
     rs = run([images(4, 6, 6)])
@@ -319,11 +537,12 @@ def test_copies_are_equal_and_apart(again):
     assert rs.to_dict()==was and new.n_images==6
 
 def test_memory_does_not_grow():
-    "Up to 64 batches wait to be merged; after that it takes no more room for ten times as many"
+    "Up to 64 batches wait to be merged; after that it takes no more room for more of them"
     def size(n_batches):
         rs = run(images(n_batches, 4, 4).split(1))
         return rs.n_images,len(json.dumps(rs.to_dict()))//1000,len(pickle.dumps(run(images(n_batches, 4, 4).split(1))))//1000
-    assert size(63)[2]>size(640)[2]==size(6400)[2] and size(640)[1]==size(6400)[1] and size(640)[0]==640
+    ten,thousand = size(640),size(1920)
+    assert size(63)[2]>ten[2]==thousand[2] and ten[1]==thousand[1] and (ten[0], thousand[0])==(640, 1920)
 
 @pytest.mark.parametrize('k', [*stat_names, 'stats'])
 def test_empty(k):
@@ -370,7 +589,7 @@ def test_refused_merge_changes_nothing(other, err, match):
     assert rs.to_dict()==was
 
 @pytest.mark.parametrize('kwargs,match', [(dict(bins=0), '`bins`'), (dict(value_range=(1, 1)), '`value_range`'),
-    (dict(value_range=(0, math.nan)), '`value_range`')])
+    (dict(value_range=(0, math.nan)), '`value_range`'), (dict(bins=2.5), '`bins`'), (dict(nonfinite='drop'), '`nonfinite`')])
 def test_refused_arguments(kwargs, match):
     with pytest.raises(ValueError, match=match): RunningStats(**kwargs)
 

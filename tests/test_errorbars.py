@@ -1,0 +1,168 @@
+"Error bars cover what they say, and the stop rule stops when they are small: simulations with a known truth"
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from fastai.data.core import TfmdDL
+from fastai.torch_core import TensorImage
+from fastcore.basics import chunked
+
+from fastai_normstats.measure import _next_look,measure_stats
+from fastai_normstats.policy import choose_stats
+from fastai_normstats.running import RunningStats
+
+# --- calibration
+
+class Images:
+    "A population of images with means and stds of their own and pixels in clumps of four; `kinds`: (share, side, lowest and highest mean, the same for std)"
+    def __init__(self, *kinds):
+        self.kinds = kinds
+        share,side = (np.array([k[i] for k in kinds]) for i in (0, 1))
+        w  = share*side**2/(share*side**2).sum()  # share of the pixels
+        m  = np.array([(a+b)/2 for *_,(a,b),_ in kinds])
+        m2 = np.array([(a*a+a*b+b*b)/3 for *_,(a,b),_ in kinds])
+        s2 = np.array([(a*a+a*b+b*b)/3 for *_,(a,b) in kinds])
+        self.mean = (w*m).sum()
+        self.std  = math.sqrt((w*(m2+s2)).sum()-self.mean**2)
+
+    def draw(self, n, n_channels, g):
+        "`n` random images, those of a kind as a batch"
+        of = torch.multinomial(torch.tensor([k[0] for k in self.kinds]), n, replacement=True, generator=g)
+        for i,(_,side,m,s) in enumerate(self.kinds):
+            if not (k := int((of==i).sum())): continue
+            def between(lo, hi): return lo+(hi-lo)*torch.rand(k, n_channels, 1, 1, generator=g)
+            x = between(*m)+between(*s)*torch.randn(k, n_channels, side//2, side//2, generator=g)
+            yield x[...,None,:,None].expand(-1, -1, -1, 2, -1, 2).flatten(4).flatten(2, 3)
+
+alike   = Images((1., 20, (.1, .7), (.02, .3)))
+unequal = Images((.5, 16, (.1, .5), (.02, .2)), (.3, 20, (.3, .7), (.02, .3)), (.2, 32, (.4, .9), (.1, .3)))  # large ones are brighter
+
+@pytest.mark.parametrize('kinds', [alike, unequal], ids=['one size', 'three sizes'])
+@pytest.mark.parametrize('n', [200, 500, 2000])
+def test_intervals_cover_what_they_say(n, kinds):
+    "1,000 data sets of `n` images (100 times 10 channels): nominal 95 % intervals hold the truth in 93–97 %, those of pixels in under 20 %"
+    g,inside = torch.Generator().manual_seed(0),[]
+    for _ in range(100):
+        rs = RunningStats(value_range=(-2, 3))
+        for b in kinds.draw(n, 10, g): rs.update(b)
+        off    = torch.stack([rs.mean-kinds.mean, rs.std-kinds.std]).abs()
+        pixels = torch.stack([rs.std, rs.std/math.sqrt(2)])/math.sqrt(rs.n_pixels)  # what independent pixels would give
+        inside.append(torch.stack([off<=1.96*torch.stack([rs.mean_se, rs.std_se]), off<=1.96*pixels]))
+    (mean,std),(naive_mean,naive_std) = torch.stack(inside).double().mean((0, -1)).tolist()
+    assert .93<=mean<=.97 and .93<=std<=.97, (mean, std)
+    assert naive_mean<.2 and naive_std<.2, (naive_mean, naive_std)
+
+# --- the stop rule
+
+class Ready(TfmdDL):
+    "A loader over images that are made a batch at a time: no file, no work an item"
+    def create_batches(self, samples):
+        for idxs in chunked(samples, self.bs): yield TensorImage(self.dataset.images(torch.tensor(idxs))),
+
+class Greys:
+    "`n` images of four pixels: a grey value of their own, whose spread is half of a pixel-std, and a texture"
+    def __init__(self, n, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        self.grey     = torch.randn(n, 2, 1, 1, generator=g)*.1+torch.tensor([.4, .6]).view(2, 1, 1)
+        self.contrast = torch.rand(n, 2, 1, 1, generator=g)*.2+.07
+    def __len__(self): return len(self.grey)
+    def __getitem__(self, i): raise AssertionError('an item was read one by one')
+    def images(self, i): return self.grey[i]+self.contrast[i]*torch.tensor([-1., 1, 1, -1]).view(2, 2)
+
+    @property
+    def truth(self):
+        "Mean and std of all images, float64, from the formula"
+        g,c = self.grey.double().squeeze(),self.contrast.double().squeeze()
+        return g.mean(0),(g.var(0, correction=0)+c.square().mean(0)).sqrt()
+
+def measure(images, bs=512, **kwargs): return measure_stats(Ready(images, bs=bs, shuffle=True, num_workers=0), verbose=False, **kwargs)
+
+def test_a_large_set_is_not_read_wholly():
+    greys = Greys(200_000)
+    mean,std = greys.truth
+    rs = measure(greys)
+    assert not rs.complete and rs.population==200_000
+    assert 3000<=rs.n_images<15_000
+    for h,s in zip(rs.half_widths(), (rs.mean, rs.std)): assert (h<=.01*rs.std).all() and h.shape==s.shape
+    assert (rs.mean-mean).abs().max()<.02*std.max()
+    full = measure(greys, bs=4096, tol=0)
+    assert full.complete and full.n_images==200_000
+    np.testing.assert_allclose(full.mean, mean, rtol=1e-6), np.testing.assert_allclose(full.std, std, rtol=1e-6)
+
+def test_stated_half_widths_hold():
+    "200 orders of the same 200,000 images: the true mean and std lie inside at least 93 times in 100, although the rule chooses when to stop"
+    greys,inside,read = Greys(200_000),[],[]
+    truth = torch.stack(greys.truth)
+    for seed in range(200):
+        rs = measure(greys, bs=1024, seed=seed)
+        inside.append((torch.stack([rs.mean, rs.std])-truth).abs()<=torch.stack(rs.half_widths()))
+        read.append(rs.n_images)
+    covered = torch.stack(inside).double().mean(0)
+    assert (covered>=.93).all(), covered
+    assert max(read)<15_000
+
+def test_images_read_do_not_grow():
+    read = [measure(Greys(n), bs=1024).n_images for n in (50_000, 200_000, 1_000_000)]
+    assert max(read)<15_000 and read[2]<=read[1], read
+
+@pytest.mark.parametrize('n,tol', [(3_000, .5), (2_000, .01), (8_000, 0), (9_000, .003)])
+def test_what_is_read_wholly(n, tol):
+    "Never fewer than 3,000; all with tol=0; all where the set ends before the mean is known"
+    rs = measure(Greys(n), bs=64, tol=tol)
+    assert rs.complete and rs.n_images==rs.population==n
+
+@pytest.mark.parametrize('bs', [16, 64, 1000])
+def test_first_look(bs):
+    "A tolerance that 3,000 images meet by far"
+    rs = measure(Greys(20_000), bs=bs, tol=.2)
+    assert not rs.complete and 3072<=rs.n_images<3072+bs
+
+def test_the_finite_set_counts():
+    "Half of 12,500 images know the whole as well as twice as many know an endless set"
+    few,many = measure(Greys(12_500), bs=512),measure(Greys(200_000), bs=512)
+    assert not few.complete and few.n_images<many.n_images
+    left = math.sqrt(1-few.n_images/12_500)
+    for h,se in zip(few.half_widths(), (few.mean_se, few.std_se)): np.testing.assert_allclose(h, 1.96*se*left)
+
+def test_looks_grow():
+    looks = [3072]
+    while looks[-1]<1e7: looks.append(_next_look(looks[-1]))
+    steps = np.diff(looks)
+    assert (np.diff(steps)>=0).all() and (np.array(looks)%3072==0).all() and len(looks)<45
+
+def test_a_prefix_is_a_random_sample():
+    "Images sorted by brightness, as folders of classes are: the first 12,000 of the list would know nothing of the rest"
+    greys = Greys(100_000)
+    greys.grey = greys.grey.sort(0).values
+    mean,std = greys.truth
+    rs = measure(greys)
+    assert not rs.complete and ((rs.mean-mean).abs()<.03*std).all()
+
+def test_same_seed_same_images():
+    greys = Greys(50_000)
+    a,b,c = (measure(greys, bs=256, seed=s).to_dict() for s in (1, 1, 2))
+    assert a==b and a['state']['mu']!=c['state']['mu']
+
+@pytest.mark.parametrize('max_images', [1, 10, 5_000, 20_000])
+def test_max_images(max_images):
+    rs = measure(Greys(6_000), bs=64, tol=0, max_images=max_images)
+    assert rs.n_images==min(max_images, 6_000) and rs.complete==(max_images>=6_000) and rs.population==6_000
+
+def test_constant_channels_do_not_keep_it_reading():
+    greys = Greys(100_000)
+    greys.grey[:,0],greys.contrast[:,0] = .5,0
+    rs = measure(greys)
+    assert not rs.complete and rs.std[0]==0
+
+def test_why_says_how_much_was_read():
+    greys = Greys(400_000)
+    rs = measure(greys)
+    choice = choose_stats(400_000, rs, pretrained=False)
+    assert f"{rs.n_images:,} of 400,000 images, mean known to ±{100*(rs.half_widths()[0]/rs.std).max():.2g} % of σ" in choice.why
+    assert f"{rs.n_images:,} of 400,000" in choice.stats.source and not choice.warnings
+    rough = choose_stats(400_000, measure(greys, max_images=100), pretrained=False)
+    assert 'rest on 100 of 400,000 images and are rough' in rough.warnings[0]
+    for c in (choice, rough): assert type(c).from_dict(c.to_dict()).why==c.why
+    assert 'of 2,000 images' not in choose_stats(2_000, measure(Greys(2_000)), pretrained=False).why
