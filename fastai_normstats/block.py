@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeptSplit']
 
-# %% ../nbs/07_block.ipynb #9d2c95ff
+# %% ../nbs/07_block.ipynb #bb164329
 from difflib import get_close_matches
 from inspect import signature
 
@@ -19,7 +19,7 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline
 
 from .cache import describe
-from .measure import ReadError, _first_line, _item_name, unwrapped
+from .measure import ReadError, _first_line, _item_name, _unwrapped
 from .policy import StatsChoice
 from .transform import DatasetStats
 
@@ -111,10 +111,10 @@ def stats_choice(self:DataBlock)->StatsChoice|None:
     "What the last `fit_stats` (or the last loaders made) chose, and why; `None` before"
     return getattr(_stats_in(self.batch_tfms), 'choice', None)
 
-# %% ../nbs/07_block.ipynb #c2d19976
+# %% ../nbs/07_block.ipynb #1613e5a4
 def _install(dl, tfm):
     "Put `tfm` into the batch transforms of `dl`, in place of every Normalize"
-    dl = unwrapped(dl)
+    dl = _unwrapped(dl)
     dl.after_batch = Pipeline(_with_stats(dl.after_batch.fs, tfm), split_idx=dl.after_batch.split_idx)
 
 @patch
@@ -127,7 +127,7 @@ def fit_stats(self:DataLoaders,
     if not len(self.loaders) or not all(isinstance(dl, TfmdDL) for dl in self.loaders):
         raise TypeError(f"fit_stats needs fastai's TfmdDL loaders, got {[type(dl).__name__ for dl in self.loaders]}")
     if bad := [k for k in kwargs if k not in _own]: raise TypeError(f"fit_stats has no keyword {bad[0]!r}: it takes {', '.join(_own)}")
-    train = unwrapped(self.train)
+    train = _unwrapped(self.train)
     tfm = DatasetStats(model=model, **kwargs).adopt(_stats_in(train.after_batch.fs))
     tfm.setups(train)
     for dl in self.loaders: _install(dl, tfm.installed())
@@ -136,4 +136,4 @@ def fit_stats(self:DataLoaders,
 @patch(as_prop=True)
 def stats_choice(self:DataLoaders)->StatsChoice|None:
     "What these loaders are normalised with, and why; `None` where it was not chosen by `DatasetStats`"
-    return getattr(_stats_in(unwrapped(self.train).after_batch.fs), 'choice', None)
+    return getattr(_stats_in(_unwrapped(self.train).after_batch.fs), 'choice', None)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #9ea5a4ed
+# %% ../nbs/06_transform.ipynb #63c6274f
 import warnings
 from copy import copy
 
@@ -19,10 +19,10 @@ from fasttransform import Pipeline
 from plum import NotFoundLookupError
 
 from .cache import describe, measure_key, settle
-from .measure import check_pass, measure_stats
+from .measure import _check_pass, measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, choose_stats
-from .running import ranks
+from .running import _ranks
 
 # %% ../nbs/06_transform.ipynb #acd47e3c
 def _check_numbers(mean, std):
@@ -48,7 +48,7 @@ def _per_channel(v, axes):
     v = torch.as_tensor(v)
     return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
 
-# %% ../nbs/06_transform.ipynb #dbcfbcf2
+# %% ../nbs/06_transform.ipynb #d5a6e219
 def _check_axes(axes):
     if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
 
@@ -70,9 +70,12 @@ class _Fused:
     "`(x-mean)/std` as one multiplication and addition, `x*scale + shift`, for the numbers of `tfm` as they are now"
     def __init__(self, tfm):
         self.made_from = self._marks(tfm)
-        self.scale = 1/tfm.std
-        self.shift = -tfm.mean*self.scale
+        self.scale = (1/tfm.std).flatten()
+        self.shift = -tfm.mean.flatten()*self.scale
+        self.zero,self.one = torch.zeros_like(self.scale),torch.ones_like(self.scale)
         self.exact = self.shift.abs().amax().item()<=_cancels
+
+    def __call__(self, x): return torch.nn.functional.batch_norm(x, self.zero, self.one, self.scale, self.shift, eps=0.)
 
     @staticmethod
     def _marks(tfm): return [(o, o._version, o.shape) for o in (tfm.mean, tfm.std)]
@@ -128,7 +131,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #92600dff
+# %% ../nbs/06_transform.ipynb #87bb6e35
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -150,7 +153,7 @@ class DatasetStats(Normalize):
         measure:bool=False,        # Measure even where the choice needs no measuring?
         verbose:bool=True          # Show progress and print the choice?
     ):
-        _check_numbers(mean, std), _check_axes(axes), _check_options(seed, cache, policy), check_pass(tol, max_images, mask, nonfinite)
+        _check_numbers(mean, std), _check_axes(axes), _check_options(seed, cache, policy), _check_pass(tol, max_images, mask, nonfinite)
         self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
         self.choice,self.fixed = None,mean is not None
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
@@ -174,7 +177,7 @@ class DatasetStats(Normalize):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
         if not _keeps_shape(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
         if not self._fuses(x): return (x-self.mean)/self.std
-        return _like(x, torch.addcmul(self._fused.shift, x.as_subclass(torch.Tensor), self._fused.scale))
+        return _like(x, self._fused(x.as_subclass(torch.Tensor)))
 
     def decodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
@@ -191,12 +194,14 @@ class DatasetStats(Normalize):
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #7cf5abb8
+# %% ../nbs/06_transform.ipynb #cf92a0d9
 @patch
 def _fuses(self:DatasetStats, x):
     "May `x` be normalised by one multiplication and addition to within 1e-6 of the formula? Prepares it if so"
     m,s = self.mean,self.std
-    if not (x.dtype==m.dtype==s.dtype==torch.float32 and x.device==m.device==s.device) or m.is_inference() or s.is_inference(): return False
+    alike = x.dtype==m.dtype==s.dtype==torch.float32 and x.device==m.device==s.device
+    if not alike or not x.ndim==m.ndim==s.ndim>1 or not x.shape[1]==m.shape[1]==m.numel()==s.numel(): return False
+    if m.is_inference() or s.is_inference(): return False  # changes of theirs go unnoticed
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
@@ -215,7 +220,7 @@ def adopt(self:DatasetStats, other):
     if other is not None and describe(other.pass_args)==describe(self.pass_args): self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #c34ceab6
+# %% ../nbs/06_transform.ipynb #bde4f514
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -238,7 +243,7 @@ def _choose(self:DatasetStats, dl, key):
         return known or measure_stats(dl, verbose=self.verbose, **self.pass_args)
     try: choice = choose_stats(dl.n, measured() if self.measure else None, **self.question)
     except NotMeasured: choice = choose_stats(dl.n, measured(), **self.question)
-    if ranks()[0]: return choice  # one process speaks for all
+    if _ranks()[0]: return choice  # one process speaks for all
     for w in choice.warnings: warnings.warn(w)
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
     return choice
