@@ -1,0 +1,143 @@
+"""Measures the speed and memory that are promised, each against its yardstick, side by side in one process:
+
+    python benchmarks/run.py [--images FOLDER] [--out benchmarks] [--repeats 15]
+
+Candidates of a row take turns; a figure is the median over the turns, a ratio the median of the turns' ratios, since machines are shared and noisy. Without
+`--images` the whole fit runs on 1,500 generated PNG files. Writes results.csv and results.md."""
+
+import argparse,os,platform,resource,subprocess,sys,tempfile,time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+batch_shape = 64,3,224,224
+
+def in_turns(cands, repeats, warm=2):
+    "Seconds of each candidate, a row a turn (`cands`: name → function)"
+    def clock(f):
+        began = time.perf_counter()
+        f()
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        return time.perf_counter()-began
+    for _ in range(warm):
+        for f in cands.values(): f()
+    return pd.DataFrame([{k: clock(f) for k,f in cands.items()} for _ in range(repeats)])
+
+def rows(what, times, ours, yardstick, target):
+    "Table rows: median seconds of each candidate and its ratio to the yardstick, the target beside ours"
+    ratio = times.div(times[yardstick], axis=0).median()
+    return [dict(what=what, candidate=k, ms=1e3*times[k].median(), ratio=ratio[k], target=target if k==ours else np.nan) for k in times]
+
+# --- rows of the table
+
+def update(device, repeats):
+    from fastai_normstats.running import RunningStats
+    from sklearn.preprocessing import StandardScaler
+    x,rs,sk = torch.rand(batch_shape, device=device),RunningStats(),StandardScaler()
+    two,turns = 'x.sum, (x**2).sum',{}
+    turns[two] = lambda: (x.sum((0,2,3)), (x**2).sum((0,2,3)))
+    turns['RunningStats.update'] = lambda: rs.update(x)
+    turns['torch.var_mean'] = lambda: torch.var_mean(x, (0,2,3))
+    res = rows(f'statistics of a batch, {device}', in_turns(turns, repeats), 'RunningStats.update', two, .3)
+    if device!='cpu': return res
+    slow = {two: turns[two], 'sklearn partial_fit': lambda: sk.partial_fit(x.transpose(0, 1).flatten(1).T.numpy())}
+    return res+rows('', in_turns(slow, 3, warm=0), None, two, None)[1:]
+
+def encodes(device, repeats):
+    from fastai.data.transforms import Normalize
+    from fastai.torch_core import TensorImage
+    from fastai.vision.core import imagenet_stats
+    from fastai_normstats.transform import DatasetStats
+    from torchvision.transforms import v2
+    x,plain = TensorImage(torch.rand(batch_shape, device=device)),torch.rand(batch_shape, device=device)
+    n,d = (c.from_stats(*imagenet_stats, cuda=device!='cpu') for c in (Normalize, DatasetStats))
+    t = v2.Normalize(*imagenet_stats)
+    turns = {'fastai Normalize': lambda: n.encodes(x), 'DatasetStats': lambda: d.encodes(x), 'torchvision v2 Normalize': lambda: t(plain)}
+    return rows(f'normalising a batch, {device}', in_turns(turns, repeats), 'DatasetStats', 'fastai Normalize', .6)
+
+def make_images(folder, n=1500):
+    "Smooth random PNG files of 224 by 224"
+    from PIL import Image
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        x = np.asarray(Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize((224, 224), Image.BICUBIC)).astype(int)
+        Image.fromarray((x+rng.integers(-8, 8, x.shape)).clip(0, 255).astype(np.uint8)).save(folder/f'{i:05}.png')
+    return folder
+
+def whole_fit(path, workers, repeats):
+    from fastai.vision.all import DataBlock, ImageBlock, IndexSplitter, Resize, get_image_files
+    from fastai_normstats.measure import measure_stats
+    block = DataBlock(ImageBlock, n_inp=1, get_items=get_image_files, splitter=IndexSplitter([0]), item_tfms=Resize(224, method='squish'))
+    dl = block.dataloaders(path, bs=64, num_workers=workers).train
+    def iterate():
+        for _ in dl: pass
+    def two_sums():
+        s = q = 0
+        for x, in dl: s,q = s+x.sum((0,2,3)),q+(x**2).sum((0,2,3))
+    turns = {'iterate': iterate, 'measure_stats': lambda: measure_stats(dl, tol=0, verbose=False), 'two-sum script': two_sums}
+    return rows(f'a pass over {len(dl.dataset):,} images, {workers} workers', in_turns(turns, repeats, warm=1), 'measure_stats', 'iterate', 1.05)
+
+class Greys:
+    "`n` images of 6 by 6 pixels, made when asked for; their means spread by half of a pixel-std"
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __getitem__(self, i):
+        from fastai.torch_core import TensorImage
+        g = np.random.default_rng(i)
+        return TensorImage(torch.from_numpy(g.normal(g.normal(.5, .1), .17, (3, 6, 6)).astype(np.float32))),
+
+def fit_greys(n, tol):
+    from fastai.data.core import TfmdDL
+    from fastai_normstats.measure import measure_stats
+    return measure_stats(TfmdDL(Greys(n), bs=64, shuffle=True, num_workers=0, n_inp=1), tol=tol, verbose=False)
+
+def images_read():
+    return [dict(what='images read, tol=0.01', candidate=f'of {n:,}', images=fit_greys(n, .01).n_images) for n in (50_000, 200_000, 1_000_000)]
+
+def peak_memory():
+    "Highest resident memory of a process that fits `n` generated images wholly"
+    def one(n): return int(subprocess.run([sys.executable, __file__, '--fit-greys', str(n)], capture_output=True, text=True, check=True).stdout)
+    base = one(64)
+    mb = {n: one(n) for n in (1_000, 20_000)}
+    return [dict(what='peak memory of a fit', candidate=f'{n:,} images', mb=v, ratio=v/mb[1_000], target=1. if n>1_000 else np.nan) for n,v in mb.items()]
+
+# --- the table
+
+def cell(v): return '' if pd.isna(v) else v if isinstance(v, str) else f'{v:,.0f}' if abs(v)>=100 else f'{v:.3g}'
+
+def markdown(df):
+    head = dict(what='what', candidate='candidate', ms='ms', ratio='ratio', target='target', images='images', mb='MB')
+    df = df[[c for c in head if c in df]].copy()
+    df['what'] = df.what.where(df.what!=df.what.shift(), '')
+    lines = [df.columns, ['---']*df.shape[1], *df.itertuples(index=False)]
+    return '\n'.join(f"| {' | '.join(map(cell, o))} |" for o in lines)
+
+def machine():
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ''
+    return f"{torch.get_num_threads()} threads on {platform.machine()}{gpu}, Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
+
+def main(images, out, repeats):
+    devices = ['cpu']+['cuda']*torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as tmp:
+        path = images or make_images(Path(tmp))
+        table = [*(r for d in devices for r in update(d, repeats)), *(r for d in devices for r in encodes(d, repeats)),
+                 *(r for w in (0, 2) for r in whole_fit(path, w, max(3, repeats//3)))]
+    df = pd.DataFrame([*table, *images_read(), *peak_memory()])
+    out.mkdir(exist_ok=True)
+    df.to_csv(out/'results.csv', index=False, float_format='%.5g')
+    (out/'results.md').write_text(f"{markdown(df)}\n\nMedians over {repeats} turns; ratios to the first candidate of each row. {machine()}.\n")
+    print((out/'results.md').read_text())
+
+if __name__=='__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--images', type=Path, help='folder of images for the whole fit')
+    p.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder for results.csv and results.md')
+    p.add_argument('--repeats', type=int, default=15)
+    p.add_argument('--fit-greys', type=int, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.fit_greys:
+        fit_greys(args.fit_greys, 0)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
+    else: main(args.images, args.out, args.repeats)
