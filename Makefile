@@ -7,7 +7,7 @@ META   := settings.ini setup.py pyproject.toml
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test export clean
+.PHONY: help demo test bench export clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: $(VENV)/.make-dev ## set up .venv for development, run the notebooks, the 
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python tests/check_sync.py
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.make-dev ## measure speed and memory beside their yardsticks, write benchmarks/results.md (minutes; IMAGES=folder for your own)
+	$(BIN)/python benchmarks/run.py $(if $(IMAGES),--images $(IMAGES))
 
 export: $(VENV)/.make-dev ## write the library from the notebooks, then clean the notebooks
 	$(BIN)/nbdev-export

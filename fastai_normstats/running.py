@@ -166,7 +166,7 @@ def _tally_without_waiting(at, n, valid):
     one = torch.ones(at.shape, dtype=torch.int64, device=at.device) if valid is None else valid.expand_as(at).to(torch.int64)
     return one.new_zeros(n).scatter_add_(0, at.flatten().to(torch.int64), one.flatten())
 
-# %% ../nbs/00_running.ipynb #7a4d8e17
+# %% ../nbs/00_running.ipynb #61b4ec6c
 def _channel_error(got, wanted): return ValueError(f"got images of {got} channels after images of {wanted}: bring all to one channel count")
 
 def _check_batch(x, n_channels):
@@ -178,8 +178,9 @@ def _check_batch(x, n_channels):
     return x.detach().as_subclass(Tensor)
 
 def _floating(x):
-    "`x` in the smallest of float32 and float64 that holds its values"
+    "`x` in float32 if that holds its values and images are large enough for the speed to matter, else in float64"
     if x.device.type=='mps': x = x.cpu()  # no float64 there
+    if x[0,0].numel()<=_run: return x.to(torch.float64)
     exact = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.uint16)
     return x.to(torch.float32 if x.dtype in exact else torch.float64)
 
