@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['before_normalize', 'input_images', 'ReadError', 'measure_stats']
 
-# %% ../nbs/03_measure.ipynb #e8465feb
+# %% ../nbs/03_measure.ipynb #e951fe8d
 import hashlib, math, os, random, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +22,8 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage, no_random
 from fasttransform import Pipeline
 
-from .running import NonFiniteError, RunningStats, _jointly, _ranks
+from .moments import NonFiniteError
+from .running import RunningStats, _jointly, _ranks
 
 # %% ../nbs/03_measure.ipynb #45d16d1c
 def _unwrapped(dl):

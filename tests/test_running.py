@@ -10,7 +10,7 @@ from fastai.vision.all import TensorImage
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import v2
 
-from fastai_normstats import running
+from fastai_normstats import moments,running
 from fastai_normstats.running import NormStats,RunningStats
 
 stat_names = ('mean', 'std', 'image_std', 'mean_se', 'std_se', 'image_std_se')
@@ -335,10 +335,10 @@ def test_counting_waits_for_no_number():
 @pytest.fixture
 def elsewhere(monkeypatch):
     "`RunningStats` counts as on an accelerator, with CPU tensors, which have values to compare"
-    def moments(x, valid=None): return running._centred_moments(x.to(torch.float64), valid)
-    monkeypatch.setattr(running, '_image_moments', moments)
-    monkeypatch.setattr(running, '_one_visit', lambda x, step: (moments(x), x[...,::step].clone()))
-    monkeypatch.setattr(running, '_tally', running._tally_without_waiting)
+    def all_at_once(x, valid=None): return moments._centred_moments(x.to(torch.float64), valid)
+    monkeypatch.setattr(running, 'image_moments', all_at_once)
+    monkeypatch.setattr(running, 'one_visit', lambda x, step: (all_at_once(x), x[...,::step].clone()))
+    monkeypatch.setattr(moments, '_tally', moments._tally_without_waiting)
 
 @pytest.mark.parametrize('offset,scale', [(0, 1), (30000, 100)])
 def test_the_path_of_accelerators(elsewhere, offset, scale):
@@ -470,8 +470,8 @@ def test_histogram_of_any_values_is_numpys(monkeypatch, tally):
     "Values on the edges of bins and of the range, far outside and infinite ones"
     x = torch.cat([torch.linspace(-1, 2, 301), torch.tensor([0, 1, .25, .5, -1e30, 1e30, math.inf, -math.inf, 1-1e-7, math.nan])]).view(1, 1, -1)
     valid = ~x.isnan()
-    monkeypatch.setattr(running, '_tally', getattr(running, tally))
-    got = running._histogram(x.clone(), 8, (0., 1.), valid)[0]
+    monkeypatch.setattr(moments, '_tally', getattr(moments, tally))
+    got = moments.histogram(x.clone(), 8, (0., 1.), valid)[0]
     v = x[valid].numpy()
     assert got[1:-1].tolist()==np.histogram(v[(v>=0) & (v<=1)], 8, (0, 1))[0].tolist()
     assert (got[0], got[-1])==((v<0).sum(), (v>1).sum())
