@@ -4,7 +4,7 @@
 
 Without a folder it takes scikit-learn's handwritten digits. Where there are GPUs, it then trains on them for an epoch."""
 
-import argparse,tempfile
+import argparse,os,tempfile
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('path', nargs='?', type=Path, help='folder with a subfolder a class')
     args = parser.parse_args()
+    if 'RANK' not in os.environ: parser.error('start it with torchrun --nproc-per-node 2')
     dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
     if torch.cuda.is_available(): torch.cuda.set_device(dist.get_rank()%torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as tmp:

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['before_normalize', 'input_images', 'ReadError', 'measure_stats']
 
-# %% ../nbs/03_measure.ipynb #e951fe8d
+# %% ../nbs/03_measure.ipynb #71ed3aba
 import hashlib, math, os, random, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, islice
+from numbers import Real
 
 import torch
 from fastcore.basics import patch
@@ -95,7 +95,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #79d27a65
+# %% ../nbs/03_measure.ipynb #4d798b21
 def _once_each(dl, seed, max_images, rank=0, size=1):
     "A loader like `dl` over its items once, those of this rank, in a seeded random order and up to Normalize; and that order"
     tfms = before_normalize(dl)
@@ -104,94 +104,111 @@ def _once_each(dl, seed, max_images, rank=0, size=1):
     if not dl.n: raise ValueError("the training split is empty: no image to measure")
     idxs = random.Random(seed).sample(range(dl.n), dl.n)[:max_images][rank::size]
     loader = DataLoader.new(dl, do_setup=False, shuffle=False, drop_last=False, n=len(idxs), get_idxs=partial(list, idxs),
-                            after_batch=Pipeline(tfms))
+                            bs=dl.bs and 2**min(10, int(math.log2(dl.bs))), after_batch=Pipeline(tfms))
     loader.do_item,loader.create_batch = _NamedItems(loader),_NamedBatch(loader)
     return loader,idxs
 
 def _hist_range(x):
     "The histogram's range, from a first batch: [0, 1] or [0, 255] where values keep to it, else theirs and a tenth on either side"
-    x = x[x.isfinite()] if not x.is_complex() else x[:0]  # refused a moment later
-    lo,hi = (float(x.min()),float(x.max())) if len(x) else (0., 1.)
+    if x.is_complex() or not x.numel(): return 0., 1.  # refused a moment later
+    if not x.is_floating_point(): x = x.to(torch.float64)  # uint16 has no minimum
+    lo,hi = float(x.min()),float(x.max())
+    if not math.isfinite(hi-lo): lo,hi = (float(f(x[x.isfinite()])) if x.isfinite().any() else v for f,v in ((torch.min, 0), (torch.max, 1)))
     if lo>=0 and hi<=255: return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
 
 def _fingerprint(dataset):
-    "A digest of the names of the training items, where they have names"
+    "A digest of the training items as they are written, where that says what they are"
     items = getattr(dataset, 'items', None)
-    items = items.index if hasattr(items, 'iloc') else [] if items is None else items
-    named = all(isinstance(o, (str, int, os.PathLike)) for o in items)
-    return hashlib.sha256('\n'.join(map(str, items)).encode()).hexdigest() if named else None
+    text = repr(list(items.index) if hasattr(items, 'iloc') else None if items is None else list(items))
+    return None if ' at 0x' in text else hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/03_measure.ipynb #987deb88
+# %% ../nbs/03_measure.ipynb #0e4fc27a
 class _Share:
     "The training images that this process reads"
-    def __init__(self, dl, seed, max_images, mask, nonfinite):
-        self.dl,self.seed,self.max_images,self.mask,self.nonfinite = _unwrapped(dl),seed,max_images,mask,nonfinite
+    def __init__(self, dl, tol, max_images, seed, mask, nonfinite):
+        self.dl,self.tol,self.max_images,self.seed,self.mask,self.nonfinite = _unwrapped(dl),tol,max_images,seed,mask,nonfinite
         self.rank,self.size = _ranks()
-        self.n_read,self.it = 0,self._batches()
+        self.n_images = self.n_batches = 0
+        self.it,self.next = self._batches(),None
 
     def open(self):
-        "Read the first batch: which items there are, images an item, batch size and range of values"
+        "Read the first batch: which items there are, batch size, images an item and range of values"
+        _check_pass(self.tol, self.max_images, self.seed, self.mask, self.nonfinite)
         self.loader,self.idxs = _once_each(self.dl, self.seed, self.max_images, self.rank, self.size)
-        first = next(self.it, None)
-        self.batches = chain([] if first is None else [first], self.it)
+        self.next = next(self.it, None)
         items = (self.dl.n, _fingerprint(self.dl.dataset) if self.size>1 else None)
-        return items, self.loader.bs or 1, None if first is None else (len(first), _hist_range(first[0]))
+        if self.next is None: return items, self.loader.bs or 1, None
+        return items, self.loader.bs or 1, (sum(map(len, self.next))/self._n_items(1), _hist_range(self.next[0]))
+
+    def _n_items(self, n_batches): return min(n_batches*(self.loader.bs or 1), len(self.idxs))
 
     def _batches(self):
         "The images of each batch"
         try:
-            for b in self.loader: yield input_images(b, getattr(self.dl.dataset, 'n_inp', 1))
+            for b in self.loader:
+                images = input_images(b, getattr(self.dl.dataset, 'n_inp', 1))
+                if self.loader.prebatched and images[0].ndim<4:
+                    raise TypeError(f"with `bs=None` the loader must yield batches (B, C, *spatial), got {tuple(images[0].shape)}: give it a `bs`")
+                yield images
         except ReadError as e: raise _from_worker(e) from e
 
     def read(self, k):
-        "Count up to `k` more batches in: images read so far, whether there may be more, seconds it took"
-        began,start,done,counted = time.time(),self.n_read,0,None
+        "Count up to `k` more batches in: images and items read so far, whether there are more, seconds it took"
+        began,start,left = time.time(),self._n_items(self.n_batches),k
         try:
-            with ThreadPoolExecutor(1) as pool:  # counts one batch while the next is read
-                for done,images in enumerate(islice(self.batches, k), 1):
-                    todo = [(x, None if self.mask is None else self.mask(x)) for x in images]
-                    if counted: counted.result()
-                    counted = pool.submit(lambda todo: [self.stats.update(*o) for o in todo], todo)
-                    self.n_read += len(images[0])
-                if counted: counted.result()
+            with ThreadPoolExecutor(1) as pool:
+                while self.next is not None and left:
+                    todo = [(x, None if self.mask is None else self.mask(x)) for x in self.next]
+                    counted = pool.submit(lambda: [self.stats.update(*o) for o in todo])
+                    if not self._own_memory(): counted.result()
+                    self.n_images,self.n_batches,left = self.n_images+sum(map(len, self.next)),self.n_batches+1,left-1
+                    self.next = next(self.it, None)  # one batch is counted while the next is read
+                    counted.result()
             self.stats.n_images  # what waits on an accelerator, and its errors
         except NonFiniteError as e: raise self._named(e, start) from e
-        return self.n_read, done==k, time.time()-began
+        return self.n_images, self._n_items(self.n_batches), self.next is not None, time.time()-began
+
+    def _own_memory(self):
+        "Does each batch lie in memory of its own, as fastai's own collation gives it? A loader of the user's might use one again"
+        return getattr(self.dl.create_batch, '__func__', None) is DataLoader.create_batch
 
     def _named(self, e, start):
         "Error `e` with the first item from the `start`-th on that holds NaN or infinity, if it is an item's and not a transform's doing"
         n_inp = getattr(self.dl.dataset, 'n_inp', 1)
-        def bad(item): return item is not None and any(not im.isfinite().all() for im in input_images(item, n_inp))
-        i = next((i for i in self.idxs[start:] if bad(self.loader.do_item(i))), None)
+        def wrong(im): return (~im.isfinite() & (True if self.mask is None else self.mask(im[None])[0])).any()
+        def bad(i): return (item := self.loader.do_item(i)) is not None and any(map(wrong, input_images(item, n_inp)))
+        i = next(filter(bad, self.idxs[start:]), None)
         return NonFiniteError(str(e) if i is None else f"{_item_name(self.dl.dataset, i)}: {e}")
 
-# %% ../nbs/03_measure.ipynb #5141b281
+# %% ../nbs/03_measure.ipynb #612f4d83
 _look = 3072  # images before the stop rule is first asked, and the unit of the intervals; whole batches on 1, 2, 3, 4, 6… processes
 
 def _next_look(n): return max(n+_look, math.ceil(1.25*n/_look)*_look)
 
 def _known_well(rs, tol):
     "Are mean and std known to `tol` times the std in every channel?"
-    return all((h<=tol*rs.std).all() for h in rs.half_widths())
+    return rs.n_images>1 and all((h<=tol*rs.std).all() for h in rs.half_widths())
 
 def _check_pass(
-    tol,         # These four as in `measure_stats`
+    tol,         # These as in `measure_stats`
     max_images,
+    seed,
     mask,
     nonfinite
 ):
     "Refuse arguments of `measure_stats` that make no pass, before anything is read"
-    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0<=tol<math.inf:
+    if isinstance(tol, bool) or not isinstance(tol, Real) or not 0<=tol<math.inf:
         raise ValueError(f"`tol` must be a share of the std from 0 (measure everything), e.g. 0.01, got {tol!r}")
     if max_images is not None and (isinstance(max_images, bool) or not isinstance(max_images, int) or max_images<1):
         raise ValueError(f"`max_images` must be a whole number from 1, or None for all, got {max_images!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
     if mask is not None and not callable(mask):
         raise TypeError(f"`mask` must be a function from a batch of images to the bool tensor of pixels that count, got {type(mask).__name__}: "
                         "e.g. `lambda x: x[:, :1]>0`")
     RunningStats(nonfinite)
 
-# %% ../nbs/03_measure.ipynb #ade13abe
+# %% ../nbs/03_measure.ipynb #349932a0
 @patch
 def agree(self:_Share, opened):
     "Go on from what the processes found in their first batches; they must hold the same items"
@@ -203,13 +220,18 @@ def agree(self:_Share, opened):
     if not firsts: raise ValueError("the loader yielded no batch: every item was skipped")
     los,his = zip(*(r for _,r in firsts))
     self.stats = RunningStats(self.nonfinite, value_range=(min(los), max(his)))
-    self.per_item,self.batch,self.last = firsts[0][0],sum(batch),min(self.dl.n, self.max_images or self.dl.n)
+    self.batch,self.last = sum(batch),min(self.dl.n, self.max_images or self.dl.n)
+    several = [k for k,_ in firsts if k>1]
+    if several and self.tol:
+        self.tol = 0
+        if not self.rank: warnings.warn(f"each item yields {several[0]:.3g} images; they resemble each other, so that standard errors are too small "
+                                        "and cannot say when to stop: all are read")
 
 @patch
-def total(self:_Share, complete):
-    "The statistics of all processes together"
+def total(self:_Share, n_items, complete):
+    "The statistics of all processes together, after `n_items` items"
     res = RunningStats(self.nonfinite, value_range=self.stats.value_range).merge(self.stats).all_reduce()
-    res.complete,res.population = complete,self.dl.n*self.per_item
+    res.complete,res.population = complete,res.n_images if complete else round(res.n_images*self.dl.n/n_items)
     return res
 
 def _bar(total, show):
@@ -222,18 +244,17 @@ def _bar(total, show):
         bar.update(bar.total if last else n)
     return at
 
-def _pass(share, tol, bar):
-    "Read rounds of about half a second until all is read or enough is known; the statistics of all processes"
-    k,n,look,ended,enough = 1,0,_look if tol else math.inf,False,False
-    while not (ended or enough):
-        if tol: k = min(k, math.ceil((look-n)/share.batch))  # the looks are taken after the same images on any machine
-        reads = _jointly(partial(share.read, k))
-        n,ended = sum(r[0] for r in reads),not any(r[1] for r in reads)
-        ended = ended or n>=share.last
-        if not ended and n>=look: look,enough = _next_look(n),_known_well(share.total(complete=False), tol)
-        bar(n, ended or enough)
-        k = max(1, min(2*k, int(.5*k/max(1e-6, *(r[2] for r in reads)))))
-    return share.total(complete=ended and share.last==share.dl.n), n
+def _pass(share, bar):
+    "Read rounds of about half a second until all is read or enough is known; the statistics of all processes, and how many images were read"
+    k,n,look,more,enough = 1,0,_look if share.tol else math.inf,True,False
+    while more and not enough:
+        if share.tol: k = min(k, math.ceil((look-n)/share.batch))  # the looks are taken after the same images on any machine
+        n_images,n_items,mores,seconds = zip(*_jointly(partial(share.read, k)))
+        n,more = sum(n_items),any(mores)
+        if more and n>=look: look,enough = _next_look(n),_known_well(share.total(n, False), share.tol)
+        bar(n, enough or not more)
+        k = max(1, min(2*k, int(.5*k/max(1e-6, *seconds))))
+    return share.total(n, not more and share.last==share.dl.n), sum(n_images)
 
 # %% ../nbs/03_measure.ipynb #aedac7b6
 @contextmanager
@@ -245,7 +266,7 @@ def _spare_cores(dl):
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/03_measure.ipynb #fcf4ba7e
+# %% ../nbs/03_measure.ipynb #bd365938
 def measure_stats(
     dl:TfmdDL,               # The training loader, e.g. `dls.train`
     tol:float=.01,           # Stop once mean and std are known to `tol` × std (95 %) in every channel; 0 measures every image
@@ -255,15 +276,15 @@ def measure_stats(
     nonfinite:str='error',   # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
     verbose:bool=True        # Show a progress bar?
 )->RunningStats:
-    "Statistics of the pixels that a model trained on `dl` would see, before normalisation; `ReadError` names a file that fails"
-    _check_pass(tol, max_images, mask, nonfinite)
-    share = _Share(dl, seed, max_images, mask, nonfinite)
+    "Statistics of the pixels that a model trained on `dl` would see, before normalisation; under torch.distributed all processes must call it"
+    share = _Share(dl, tol, max_images, seed, mask, nonfinite)
     before_normalize(dl)  # refuses what is no such loader
-    with no_random(seed+share.rank, reproducible=False), _spare_cores(dl):
+    with no_random(share.rank+(seed if type(seed) is int and seed>0 else 0), reproducible=False), _spare_cores(dl):
         try:
             share.agree(_jointly(share.open))
-            res,n = _pass(share, tol, _bar(share.last, verbose and not share.rank))
+            res,n = _pass(share, _bar(share.last, verbose and not share.rank))
         finally: share.it.close()
-    if left := n*share.per_item-res.n_images:
-        warnings.warn(f"{left:,} of {n*share.per_item:,} images have no pixel that counts (all masked, NaN or infinite): they are left out")
+    if not res.n_images: raise ValueError(f"none of the {n:,} images has a pixel that counts: all are masked, NaN or infinite")
+    if n>res.n_images and not share.rank:
+        warnings.warn(f"{n-res.n_images:,} of {n:,} images have no pixel that counts (all masked, NaN or infinite): they are left out")
     return res

@@ -12,80 +12,73 @@ import math
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_moments.ipynb #5ec4d3c1
-_run     = 1024  # pixels whose sums are made in the precision of the image
-_doubted = 16    # mean² over variance, from which an image is centred before it is squared
-_cached  = 2**21 # values that stay in the processor's cache together
+# %% ../nbs/00_moments.ipynb #d7b4d11b
+_run    = 128    # values that are summed in the precision of the image
+_cached = 2**21  # values that stay in the processor's cache together
 
-def _partials(x):
-    "Sums and Euclidean norms (…, runs) of runs of values along the last axis of `x`, in its precision"
+def _runs(x):
+    "Views (…, runs, values) of the last axis of `x`: the full runs, and what is left"
     k = x.shape[-1]//_run*_run
-    runs = [x[...,:k].unflatten(-1, (-1, _run))] if k else []
-    if k<x.shape[-1]: runs.append(x[...,None,k:])
-    return torch.cat([o.sum(-1) for o in runs], -1), torch.cat([torch.linalg.vector_norm(o, dim=-1) for o in runs], -1)
+    return ([x[...,:k].unflatten(-1, (-1, _run))] if k else []) + ([x[...,None,k:]] if k<x.shape[-1] else [])
 
-def _total(sums, norms): return sums.sum(-1, dtype=torch.float64), norms.to(torch.float64).square_().sum(-1)
+def _sum(x): return sum(o.sum(-1).sum(-1, dtype=torch.float64) for o in _runs(x))
 
-def _plain_moments(n, sums, norms, lo, hi):
-    "Pixel count, mean, variance (ddof 0), lowest and highest value of each image and channel of `n` pixels: float64 (5, B, C)"
-    mean,q = (o/n for o in _total(sums, norms))
-    return torch.stack([torch.full_like(q, n), mean.where(lo!=hi, lo), (q-mean**2).where(lo!=hi, 0.), lo, hi])
+def _sum_squares(x): return sum(torch.linalg.vector_norm(o, dim=-1).to(torch.float64).square_().sum(-1) for o in _runs(x))
 
-def _centred_moments(x, valid=None):
-    "The same from values about their mean, over the pixels that are `valid`; mean, lowest and highest value of none are 0, ∞ and -∞"
-    w = torch.full(x.shape[:-1], x.shape[-1], dtype=torch.float64, device=x.device)
-    if valid is not None: w = valid.sum(-1, dtype=torch.float64).expand_as(w)
+def _sums(x, valid=None, room=None):
+    "Sum, mean in the precision of `x`, sum of squares about that, lowest and highest value (B, C) of the `valid` pixels of `x` (B, C, n)"
     def only(v, other): return v if valid is None else v.where(valid, other)
-    at = (_total(*_partials(only(x, 0.)))[0]/w.clamp(min=1)).to(x.dtype)
-    s,q = (o/w.clamp(min=1) for o in _total(*_partials(only(x-at[...,None], 0.))))
-    lo,hi = only(x, math.inf).amin(-1),only(x, -math.inf).amax(-1)
-    return torch.stack([w, at.to(torch.float64)+s, (q-s**2).clamp(min=0).where(lo!=hi, 0.), lo, hi])
+    s  = _sum(only(x, 0.))
+    at = (s/_count(x, valid).clamp(min=1)).to(x.dtype)
+    q  = _sum_squares(only(torch.sub(x, at[...,None], out=room), 0.))
+    return s, at, q, only(x, math.inf).amin(-1), only(x, -math.inf).amax(-1)
 
-# %% ../nbs/00_moments.ipynb #a8901980
-def _doubtful(m):
-    "Which images (B,) have plain moments that cancellation, overflow or underflow may have spoilt? One grey throughout has not"
+def _count(x, valid=None):
+    if valid is None: return torch.full(x.shape[:-1], x.shape[-1], dtype=torch.float64, device=x.device)
+    return valid.sum(-1, dtype=torch.float64).expand(x.shape[:-1])
+
+def _moments(w, s, at, q, lo, hi):
+    "Pixel count, mean, variance (ddof 0), lowest and highest value (5, B, C), from `_sums`"
+    n,flat = w.clamp(min=1),lo==hi  # to the bit, whatever the rounding of sums
+    mean = s/n
+    return torch.stack([w, mean.where(~flat, lo.to(torch.float64)), (q/n-(mean-at)**2).clamp(min=0).where(~flat, 0.), lo, hi])
+
+def _image_moments(x, valid=None): return _moments(_count(x, valid), *_sums(x, valid))
+
+# %% ../nbs/00_moments.ipynb #8f000192
+def _redo(m, x):
+    "Moments `m` of `x` (B, C, n) with those made anew in float64 for which float32 was not enough"
     _,mean,var,lo,hi = m
-    fine = (mean**2<_doubted*var) & (var>1e-30) & var.isfinite() | (lo==hi)
-    return ~fine.all(1)
-
-def _centre_doubtful(m, x):
-    "Moments `m` of `x` (B, C, n) with those of doubtful images made anew, in float64 where float32 has no room for their squares"
-    i = _doubtful(m).nonzero().flatten()
-    if not len(i): return m
-    size = torch.maximum(-m[3,i], m[4,i]).amax(1)
-    plain = (1e-15<size) & (size<1e15)
-    for some,dtype in ((i[plain], x.dtype), (i[~plain], torch.float64)):
-        for k in some.split(max(1, _cached//8//x[0].numel())): m[:,k] = _centred_moments(x[k].to(dtype))
+    fine = (var>1e-30) & (mean**2<1e4*var) & var.isfinite() | (lo==hi)
+    for i in (~fine.all(1)).nonzero().flatten().tolist(): m[:,i:i+1] = _image_moments(x[i:i+1].to(torch.float64))
     return m
-
-def _careful_moments(x):
-    "Moments (5, 1, C) of one image `x` (1, C, n), of none of its pixels too"
-    if not x.shape[-1]: return torch.tensor([0., 0., 0., math.inf, -math.inf], dtype=torch.float64).view(5, 1, 1).repeat(1, 1, x.shape[1])
-    return _centre_doubtful(_plain_moments(x.shape[-1], *_partials(x), x.amin(-1), x.amax(-1)), x)
 
 def _masked_moments(x, valid):
     "Moments (5, 1, C) of one image `x` (C, n), over the pixels that are `valid` (1, n), or (C, n) where channels differ"
-    def counted(v, ok): return v.index_select(1, ok.nonzero().flatten())[None]
-    return torch.cat([_careful_moments(counted(v, ok)) for v,ok in zip(x.split(len(x)//len(valid)), valid)], -1)
+    def one(v):
+        if v.shape[-1]: return _redo(_image_moments(v), v)
+        return torch.tensor([0., 0., 0., math.inf, -math.inf], dtype=torch.float64).view(5, 1, 1).repeat(1, 1, v.shape[1])
+    return torch.cat([one(v.index_select(1, ok.nonzero().flatten())[None]) for v,ok in zip(x.split(len(x)//len(valid)), valid)], -1)
 
+# %% ../nbs/00_moments.ipynb #66374928
 def image_moments(
     x:Tensor,          # Images (B, C, n) of float32 or float64
     valid:Tensor=None  # bool (B, 1, n), or (B, C, n) where channels differ: the pixels that count
 )->Tensor:
     "Pixel count, mean, variance, lowest and highest value (5, B, C): on the CPU image by image, elsewhere at once and without waiting"
-    if x.device.type!='cpu': return _centred_moments(x.to(torch.float64), valid)
-    if valid is None: return torch.cat([_careful_moments(o) for o in x.split(1)], 1)
+    if x.device.type!='cpu': return _image_moments(x.to(torch.float64), valid)
+    if valid is None: return torch.cat([_redo(_image_moments(o), o) for o in x.split(1)], 1)
     return torch.cat([_masked_moments(*o) for o in zip(x, valid)], 1)
 
-# %% ../nbs/00_moments.ipynb #c20f27e9
 def one_visit(
     x:Tensor,  # Images (B, C, n) of float32 or float64, on the CPU
     step:int   # Every how many-th pixel is wanted
 )->tuple:
     "The moments (5, B, C) of `x`, and a copy (B, C, n/step) of some pixels; where one is NaN or infinite, so is a moment"
-    parts = [(*_partials(o), o.amin(-1), o.amax(-1), o[...,::step].clone()) for o in x.split(max(1, _cached//x[0].numel()))]
-    *sums,some = map(torch.cat, zip(*parts))
-    return _centre_doubtful(_plain_moments(x.shape[-1], *sums), x), some
+    k = max(1, _cached//x[0].numel())
+    room = torch.empty_like(x[:k])
+    *sums,some = map(torch.cat, zip(*((*_sums(o, room=room[:len(o)]), o[...,::step].clone()) for o in x.split(k))))
+    return _redo(_moments(_count(x), *sums), x), some
 
 # %% ../nbs/00_moments.ipynb #fda6c200
 def every(
@@ -120,7 +113,7 @@ def _tally_without_waiting(at, n, valid):
     one = torch.ones(at.shape, dtype=torch.int64, device=at.device) if valid is None else valid.expand_as(at).to(torch.int64)
     return one.new_zeros(n).scatter_add_(0, at.flatten().to(torch.int64), one.flatten())
 
-# %% ../nbs/00_moments.ipynb #2705106b
+# %% ../nbs/00_moments.ipynb #db291036
 def channel_error(
     got:int,    # Channels of this batch
     wanted:int  # Channels of those before
@@ -140,11 +133,13 @@ def check_batch(
     x = x.detach().as_subclass(Tensor)
     return x.cpu() if x.device.type=='mps' else x  # no float64 there
 
+_small = 1024  # pixels of an image, up to which speed does not matter
+
 def floating(
     x:Tensor  # A checked batch (B, C, *spatial)
 )->Tensor:
     "`x` in float32 if that holds its values and images are large enough for the speed to matter, else in float64"
-    if x[0,0].numel()<=_run: return x.to(torch.float64)
+    if x[0,0].numel()<=_small: return x.to(torch.float64)
     exact = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.uint16)
     return x.to(torch.float32 if x.dtype in exact else torch.float64)
 

@@ -11,18 +11,18 @@ from fastcore.basics import patch
 
 from .policy import StatsChoice
 
-# %% ../nbs/09_plot.ipynb #cfdf8e32
+# %% ../nbs/09_plot.ipynb #352cd4c8
 _colors = ['#0072B2', '#D55E00', '#009E73']  # Okabe & Ito's colour-blind-safe palette
 _channel_names = {1: ['grey'], 3: ['red', 'green', 'blue']}
 
 def _draw_hist(ax, m, c):
     "Histogram of channel `c` over its value range; a bin that towers over all others (a black border) is cut off and labelled"
-    (lo,hi),share = m.value_range,(m.hist[c]/m.hist[c].sum()).numpy()
+    (lo,hi),share = m.value_range,(m.hist[c]/m.hist[c].sum().clamp(min=1)).numpy()
     edges,top = np.linspace(lo, hi, m.bins+1),share.max()
     others = np.sort(share)[-1-m.bins//50]  # the highest but for 2 % of the bins
     if others>0 and top>3*others: top = 1.5*others
     ax.stairs(share, edges, fill=True, color='#BBBBBB')
-    ax.set_ylim(0, 1.05*top)
+    ax.set_ylim(0, 1.05*top or 1)
     i = share.argmax()
     if share[i]>top:
         ax.annotate(f"{share[i]:.0%} near {edges[i]:.2g}", (edges[i], top), xytext=(4, -8), textcoords='offset points', fontsize=8, color='#555555')

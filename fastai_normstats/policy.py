@@ -303,7 +303,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #77babe62
+# %% ../nbs/02_policy.ipynb #93550053
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -325,6 +325,7 @@ def _partly(m):
     "How much of the training split a measurement that stopped early rests on"
     if m is None or m.complete: return ''
     mean,std = (f"±{100*h:.2g} % of σ" for h in _how_well(m))
+    if m.n_images<2: return f" (measured on {_how_many(m)} images, too few to say how well)"
     return f" (measured on {_how_many(m)} images, mean known to {mean}, std to {std})"
 
 def _general_warnings(case, v):
@@ -335,7 +336,7 @@ def _general_warnings(case, v):
         raise ValueError(f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the {v.stats.name} statistics "
                          f"{len(v.stats.mean)}: give as many numbers as channels, or `stats='custom'`")
     const = [c for c,o in enumerate(_constant(m)) if o]
-    few = [] if m.complete or max(_how_well(m))<=.05 else [f"the statistics rest on {_how_many(m)} images and are rough: raise `max_images`"]
+    few = [] if m.complete or m.n_images>1 and max(_how_well(m))<=.05 else [f"the statistics rest on {_how_many(m)} images and are rough: raise `max_images`"]
     if not const: return few
     which = f"channel {const[0]} is" if len(const)==1 else f"channels {', '.join(map(str, const))} are"
     now = 'std 1 is used, the values become 0' if v.kind=='custom' else 'it carries nothing'

@@ -119,7 +119,7 @@ def _merged(a, b):
     return _State(a.n_images+b.n_images, a.n_pixels+b.n_pixels, n, pivot, mu+delta*share[:,None], co,
                   torch.minimum(a.min, b.min), torch.maximum(a.max, b.max), a.hist+b.hist)
 
-# %% ../nbs/00_running.ipynb #db123a5d
+# %% ../nbs/00_running.ipynb #58bbe409
 _kept = 64  # batches that are merged into the state together
 
 class RunningStats:
@@ -152,6 +152,11 @@ class RunningStats:
         if x.device.type=='cpu' and (error := _refusal(*batch)): raise error
         self._pending.append(batch)
         return self._settle() if len(self._pending)==_kept else self
+
+    def __copy__(self):
+        res = object.__new__(type(self))
+        vars(res).update(vars(self), _pending=list(self._pending))
+        return res
 
     def __add__(self, other): return RunningStats(self.nonfinite, self.bins, self.value_range).merge(self).merge(other)
 
@@ -197,7 +202,7 @@ def _settle(self:RunningStats):
     self._state,self._pending = self._now(),[]
     return self
 
-# %% ../nbs/00_running.ipynb #71912a22
+# %% ../nbs/00_running.ipynb #f4a2959d
 @patch
 def merge(self:RunningStats,
     other  # A `RunningStats` with the same channels and histogram bins; it stays as it is
@@ -208,10 +213,11 @@ def merge(self:RunningStats,
         raise ValueError(f"histograms differ: {self.bins} bins on {self.value_range} against {other.bins} on {other.value_range}")
     a,b = self._settle().n_channels,other._settle().n_channels
     if None not in (a, b) and a!=b: raise channel_error(b, a)
+    none = self.population is other.population is None
+    population = None if none else sum(o.n_images if o.population is None else o.population for o in (self, other))
     if b is not None: self._state = other._state if a is None else _merged(self._state, other._state)
     self.complete = self.complete and other.complete
-    known = [o.population for o in (self, other) if o.population is not None]
-    self.population = sum(known) if known else None
+    self.population = population
     return self
 
 # %% ../nbs/00_running.ipynb #5914a2d6
@@ -293,7 +299,7 @@ def image_std(self:RunningStats)->Tensor:
     s = self._seen()
     return s.mu[:,3].where(s.min<s.max, 0.)
 
-# %% ../nbs/00_running.ipynb #f63a35da
+# %% ../nbs/00_running.ipynb #1fe8b4d7
 @patch(as_prop=True)
 def min(self:RunningStats)->Tensor:
     "Lowest value"
@@ -324,7 +330,8 @@ def __repr__(self:RunningStats):
     if not self.n_images: return 'RunningStats(no images yet)'
     def nums(t): return ', '.join(f'{o:.4g}' for o in t)
     what = f"{self.n_images:,}{'' if self.complete else f' of {self.population:,}'} images, {self.n_pixels:,} pixels"
-    return f"RunningStats({what}: mean {nums(self.mean)}; std {nums(self.std)})"
+    try: return f"RunningStats({what}: mean {nums(self.mean)}; std {nums(self.std)})"
+    except ValueError as e: return f"RunningStats({what}: {e})"  # a channel without any
 
 # %% ../nbs/00_running.ipynb #b081a9cd
 @patch
@@ -360,12 +367,12 @@ def half_widths(self:RunningStats)->tuple:
     left = 0. if self.complete and self.population else 1. if not self.population else 1-self.n_images/self.population
     return tuple(1.96*math.sqrt(left)*se for se in (self.mean_se, self.std_se))
 
-# %% ../nbs/00_running.ipynb #c1f82e80
+# %% ../nbs/00_running.ipynb #e301904a
 @patch
 def quantile(self:RunningStats,
     q  # From 0 to 1: a number, or several
 )->Tensor:
-    "Values (C,), or (len(q), C) for several `q`, below which a share `q` of the sampled pixels lies: to within a bin of the histogram"
+    "Values (C,), or (len(q), C) for several `q`, below which a share `q` of the sampled pixels lies: to a bin of the histogram; rough outside it"
     qs = torch.as_tensor(q, dtype=torch.float64)
     if qs.ndim>1 or not ((qs>=0) & (qs<=1)).all(): raise ValueError(f"`q` must lie between 0 and 1, got {q!r}")
     s,(lo,hi) = self._seen(),self.value_range
@@ -376,7 +383,7 @@ def quantile(self:RunningStats,
         return np.interp(qs, np.r_[0, counts.cumsum(0)]/counts.sum(), edges).clip(low, high)
     return torch.as_tensor(np.stack([one(*(o.numpy() for o in c)) for c in zip(s.hist, s.min, s.max)], -1))
 
-# %% ../nbs/00_running.ipynb #30242e66
+# %% ../nbs/00_running.ipynb #6660bd49
 @patch
 def stats(self:RunningStats,
     estimator:str='pooled'  # Which std: `'pooled'` (makes the data unit-variance) or `'image'` (what `imagenet_stats` holds)
@@ -401,6 +408,8 @@ def from_dict(cls:RunningStats, d):
     names = ['bins', 'complete', 'nonfinite', 'population', 'state', 'value_range']
     if not isinstance(d, dict) or sorted(d)!=names: raise ValueError(f"RunningStats is read from a dict with exactly {names}")
     res = cls(d['nonfinite'], d['bins'], d['value_range'])
+    if not isinstance(d['complete'], bool) or not (d['population'] is None or type(d['population']) is int and d['population']>=0):
+        raise ValueError(f"`complete` and `population` of RunningStats must be a bool and a count, got {d['complete']!r} and {d['population']!r}")
     res.complete,res.population = d['complete'],d['population']
     if d['state'] is not None: res._state = _state_from_dict(d['state'], res.bins)
     return res
@@ -415,5 +424,5 @@ def _state_from_dict(d, bins):
         except (TypeError, ValueError, RuntimeError): res = torch.tensor(())
         if not C or res.shape!=(C, *shapes[k]): raise ValueError(f"field {k!r} of RunningStats must be numbers of shape {(C or 'channels', *shapes[k])}")
         return res
-    if any(isinstance(d[k], bool) or not isinstance(d[k], int) for k in whole): raise ValueError(f"{whole} of RunningStats must be whole numbers")
+    if any(type(d[k]) is not int or d[k]<0 for k in whole): raise ValueError(f"{whole} of RunningStats must be whole numbers")
     return _State(**{k: v if k in whole else tensor(k, v) for k,v in d.items()})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #63c6274f
+# %% ../nbs/06_transform.ipynb #954df9ed
 import warnings
 from copy import copy
 
@@ -18,13 +18,13 @@ from fastcore.foundation import L
 from fasttransform import Pipeline
 from plum import NotFoundLookupError
 
-from .cache import describe, measure_key, settle
+from .cache import measure_key, settle
 from .measure import _check_pass, measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, choose_stats
 from .running import _ranks
 
-# %% ../nbs/06_transform.ipynb #acd47e3c
+# %% ../nbs/06_transform.ipynb #2c81a6e4
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -36,9 +36,8 @@ def _check_numbers(mean, std):
     if (s<=0).any(): raise ValueError(f"`std` must be above 0 in every channel, got {s.flatten().tolist()}")
     if 1!=m.numel()!=s.numel()!=1: raise ValueError(f"`mean` has {m.numel()} channels and `std` {s.numel()}: give one of each per channel")
 
-def _check_options(seed, cache, policy):
+def _check_options(cache, policy):
     "Refuse what is wrong, and what this version cannot do, before anything is measured"
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
     if policy is not None and not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
     if cache is not False: raise ValueError(f"`cache` must be False, got {cache!r}: this version keeps no measurements on disk")
 
@@ -48,7 +47,7 @@ def _per_channel(v, axes):
     v = torch.as_tensor(v)
     return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
 
-# %% ../nbs/06_transform.ipynb #d5a6e219
+# %% ../nbs/06_transform.ipynb #8ef48d2b
 def _check_axes(axes):
     if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
 
@@ -68,8 +67,10 @@ def _shape_error(x, mean, axes):
 
 class _Fused:
     "`(x-mean)/std` as one multiplication and addition, `x*scale + shift`, for the numbers of `tfm` as they are now"
+    @torch.no_grad()
+    @torch.inference_mode(False)
     def __init__(self, tfm):
-        self.made_from = self._marks(tfm)
+        self.made_from = [(o, o.clone(), o._version) for o in (tfm.mean, tfm.std)]
         self.scale = (1/tfm.std).flatten()
         self.shift = -tfm.mean.flatten()*self.scale
         self.zero,self.one = torch.zeros_like(self.scale),torch.ones_like(self.scale)
@@ -77,12 +78,10 @@ class _Fused:
 
     def __call__(self, x): return torch.nn.functional.batch_norm(x, self.zero, self.one, self.scale, self.shift, eps=0.)
 
-    @staticmethod
-    def _marks(tfm): return [(o, o._version, o.shape) for o in (tfm.mean, tfm.std)]
-
     def holds(self, tfm):
-        "Are the numbers of `tfm` the very ones, not changed in place since?"
-        return all(a is b and rest==rest_b for (a,*rest),(b,*rest_b) in zip(self.made_from, self._marks(tfm)))
+        "Are the numbers of `tfm` the very ones, not changed since? On an accelerator only changes that PyTorch counts are seen, to wait for none"
+        return all(a is b and n==b._version and (b.device.type!='cpu' or torch.equal(was, b))
+                   for (a,was,n),b in zip(self.made_from, (tfm.mean, tfm.std)))
 
 _cancels = 4  # mean/std from which adding the shift loses digits that subtracting the mean keeps
 
@@ -131,7 +130,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #87bb6e35
+# %% ../nbs/06_transform.ipynb #2f13c64e
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -153,7 +152,7 @@ class DatasetStats(Normalize):
         measure:bool=False,        # Measure even where the choice needs no measuring?
         verbose:bool=True          # Show progress and print the choice?
     ):
-        _check_numbers(mean, std), _check_axes(axes), _check_options(seed, cache, policy), _check_pass(tol, max_images, mask, nonfinite)
+        _check_numbers(mean, std), _check_axes(axes), _check_options(cache, policy), _check_pass(tol, max_images, seed, mask, nonfinite)
         self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
         self.choice,self.fixed = None,mean is not None
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
@@ -194,18 +193,18 @@ class DatasetStats(Normalize):
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #cf92a0d9
+# %% ../nbs/06_transform.ipynb #65072220
 @patch
 def _fuses(self:DatasetStats, x):
     "May `x` be normalised by one multiplication and addition to within 1e-6 of the formula? Prepares it if so"
     m,s = self.mean,self.std
     alike = x.dtype==m.dtype==s.dtype==torch.float32 and x.device==m.device==s.device
     if not alike or not x.ndim==m.ndim==s.ndim>1 or not x.shape[1]==m.shape[1]==m.numel()==s.numel(): return False
-    if m.is_inference() or s.is_inference(): return False  # changes of theirs go unnoticed
+    if m.is_inference() or s.is_inference() or m.requires_grad or s.requires_grad: return False  # not seen to change, or trained
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
-# %% ../nbs/06_transform.ipynb #d686fddc
+# %% ../nbs/06_transform.ipynb #1452ac52
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
@@ -216,8 +215,8 @@ _parts = dict(items='training items', n='number of items', load='how an item is 
 
 @patch
 def adopt(self:DatasetStats, other):
-    "Know what `other`, a DatasetStats or `None`, has measured: another question about the same pixels needs no second pass"
-    if other is not None and describe(other.pass_args)==describe(self.pass_args): self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
+    "Know what `other`, a DatasetStats or `None`, has measured: another question about the same pixels needs no second pass. A mask may have changed"
+    if other is not None and other.pass_args==self.pass_args and self.pass_args['mask'] is None: self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
     return self
 
 # %% ../nbs/06_transform.ipynb #bde4f514

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from fastai.data.all import CategoryBlock,DataBlock,DataLoaders,IndexSplitter,RandomSplitter,TfmdDL,parent_label
+from fastai.data.all import CategoryBlock,DataBlock,DataLoaders,IndexSplitter,ItemGetter,RandomSplitter,TfmdDL,parent_label
 from fastai.distributed import DistributedDL
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import Resize
@@ -102,7 +102,13 @@ def scenarios():
     yield 'unreadable', lambda: broken(lambda f: f.write_text('not an image'))
     yield 'other size', lambda: error_of(lambda: all_reduce_of_other_bins())
     yield 'other splits', lambda: error_of(lambda: measure_stats(loaders(splitter=RandomSplitter(seed=rank)).train, **quiet))
+    yield 'other splits of tuples', lambda: error_of(lambda: measure_stats(tuples().train, **quiet))
     yield 'mask raises', lambda: error_of(lambda: measure_stats(loaders().train, mask=lambda x: x[:, :1]>=0 if rank else 1//0, **quiet))
+
+def tuples():
+    "Loaders over (file, label) items"
+    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: L([(f, f.parent.name) for f in files(p)]), get_x=ItemGetter(0), get_y=ItemGetter(1),
+                     splitter=RandomSplitter(seed=rank), item_tfms=Resize(12)).dataloaders(path, bs=4, num_workers=0)
 
 def all_reduce_of_other_bins(): RunningStats(bins=8+rank).update(torch.rand(2, 1, 3, 3)).all_reduce()
 

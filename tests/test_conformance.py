@@ -119,6 +119,46 @@ def test_dtypes_are_those_of_normalize(dtype, stats_dtype):
         assert got.dtype==want.dtype and type(got) is type(want) is TensorImage
         close(got.double(), want.double())
 
+changes = dict(in_place=lambda o: o.mul_(2), data=lambda o: o.data.mul_(2), item=lambda o: o.__setitem__((0, 1), 3.),
+               numpy=lambda o: np.multiply(o.numpy(), 2, out=o.numpy()), squeezed=lambda o: o.squeeze_(0))
+
+@pytest.mark.parametrize('attr', ['mean', 'std'])
+@pytest.mark.parametrize('change', changes)
+def test_numbers_that_are_changed_after_a_batch(change, attr):
+    x,n,d = TensorImage(batch(4, 3, 9, 9)),given(Normalize),given(DatasetStats)
+    close(d(x), n(x))
+    for o in (n, d): changes[change](getattr(o, attr))
+    close(d(x), n(x)), close(d.decode(d(x)), n.decode(n(x)))
+    for o in (n, d): setattr(o, attr, getattr(o, attr)*1.5)
+    close(d(x), n(x))
+
+@pytest.mark.parametrize('first', [torch.inference_mode, torch.no_grad])
+def test_gradients_after_a_first_batch_without(first):
+    "Predict, then ask what mattered"
+    x,d = batch(2, 3, 5, 5),given(DatasetStats)
+    with first(): d.encodes(TensorImage(x))
+    leaf = x.clone().requires_grad_()
+    d.encodes(TensorImage(leaf)).sum().backward()
+    close(leaf.grad, (1/torch.tensor(std3)).view(3, 1, 1).expand(2, 3, 5, 5))
+
+def test_numbers_that_are_trained():
+    x,d,n = TensorImage(batch(2, 3, 5, 5)),given(DatasetStats),given(Normalize)
+    with torch.no_grad(): d(x)
+    for o in (n, d): o.mean.requires_grad_(), o.std.requires_grad_()
+    for _ in range(2):
+        for o in (n, d): o.encodes(x).square().sum().backward()
+    close(d.mean.grad, n.mean.grad, 1e-4), close(d.std.grad, n.std.grad, 1e-4)
+
+def test_large_mean_against_std():
+    "Hounsfield units of one tissue, 12-bit values: adding a shift would lose digits, so the formula stays to the letter"
+    x,stats = TensorImage(batch(2, 1, 9, 9)*50-1000),([-1000.], [20.])
+    assert torch.equal(given(DatasetStats, *stats)(x), given(Normalize, *stats)(x))
+
+@pytest.mark.parametrize('mean,std', [(.5, .25), ([.5], [.25])])
+def test_one_number_for_all_channels(mean, std):
+    x = TensorImage(batch(2, 3, 5, 5))
+    close(DatasetStats(mean, std)(x), (x-.5)/.25)
+
 # --- types
 
 class TensorScan(TensorImage): "Such as fastai's TensorDicom and TensorCTScan"

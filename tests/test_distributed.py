@@ -73,7 +73,8 @@ def test_fits(results, n):
 
 @pytest.mark.parametrize('n', [2, 3])
 @pytest.mark.parametrize('what,match', [('unreadable', 'a.010.png'), ('mask raises', 'division'), ('other size', 'histograms differ'),
-                                        ('other splits', 'different training splits .*RandomSplitter')])
+                                        ('other splits', 'different training splits .*RandomSplitter'),
+                                        ('other splits of tuples', 'different training splits')])
 def test_an_error_on_one_is_an_error_on_all(results, what, match, n):
     for r in results[n]:
         kind,message,seconds = r[what]

@@ -1,6 +1,6 @@
 "Error bars cover what they say, and the stop rule stops when they are small: simulations with a known truth"
 
-import math
+import math,warnings
 
 import numpy as np
 import pytest
@@ -113,11 +113,11 @@ def test_what_is_read_wholly(n, tol):
     rs = measure(Greys(n), bs=64, tol=tol)
     assert rs.complete and rs.n_images==rs.population==n
 
-@pytest.mark.parametrize('bs', [16, 64, 1000])
+@pytest.mark.parametrize('bs', [16, 50, 64, 1000])
 def test_first_look(bs):
-    "A tolerance that 3,000 images meet by far"
+    "A tolerance that 3,000 images meet by far; the batch size of training does not matter"
     rs = measure(Greys(20_000), bs=bs, tol=.2)
-    assert not rs.complete and 3072<=rs.n_images<3072+bs
+    assert not rs.complete and rs.n_images==3072
 
 def test_the_finite_set_counts():
     "Half of 12,500 images know the whole as well as twice as many know an endless set"
@@ -166,3 +166,74 @@ def test_why_says_how_much_was_read():
     assert 'rest on 100 of 400,000 images and are rough' in rough.warnings[0]
     for c in (choice, rough): assert type(c).from_dict(c.to_dict()).why==c.why
     assert 'of 2,000 images' not in choose_stats(2_000, measure(Greys(2_000)), pretrained=False).why
+
+# --- items that are not images
+
+class Slices(Greys):
+    "Volumes: each item is a stack of five images"
+    def images(self, i): return torch.cat([super(Slices, self).images(i)+.01*k for k in range(5)])
+
+@pytest.mark.parametrize('n,tol', [(400, 0), (4_000, .2)])
+def test_items_of_several_images(n, tol):
+    "All of them are read, also where there are more images in a batch than items in the set, and the stop rule is not asked: slices of a volume resemble each other"
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        rs = measure(Slices(n), bs=64, tol=tol)
+    assert rs.complete and rs.n_images==rs.population==5*n
+    assert [str(o.message).startswith('each item yields 5 images') for o in w]==[True]*(tol>0)
+    part = measure(Slices(n), bs=64, tol=0, max_images=128)
+    assert not part.complete and (part.n_images, part.population)==(640, 5*n)
+
+def test_single_images_are_no_batch():
+    class One(TfmdDL):
+        def create_item(self, i): return TensorImage(torch.rand(3, 8, 8)),
+    with pytest.raises(TypeError, match=r'must yield batches .* got \(3, 8, 8\): give it a `bs`'):
+        measure_stats(One(list(range(20)), bs=None, num_workers=0), verbose=False)
+
+def test_two_inputs_an_item():
+    class Pairs(Ready):
+        def create_batches(self, samples):
+            for b, in super().create_batches(samples): yield b,b
+    dl = Pairs(Greys(4_000), bs=64, shuffle=True, num_workers=0)
+    dl.dataset.n_inp = 2
+    with pytest.warns(UserWarning, match='each item yields 2 images'): rs = measure_stats(dl, tol=.2, verbose=False)
+    assert rs.complete and rs.n_images==8_000
+
+def test_a_batch_in_memory_that_is_used_again():
+    class Reused(Ready):
+        room = torch.empty(64, 2, 2, 2)
+        def create_batches(self, samples):
+            for idxs in chunked(samples, self.bs): yield self.create_batch(idxs)
+        def create_batch(self, idxs):
+            res = self.room[:len(idxs)]
+            res.copy_(self.dataset.images(torch.tensor(idxs)))
+            return TensorImage(res),
+    greys = Greys(3_000)
+    rs = measure_stats(Reused(greys, bs=64, num_workers=0), tol=0, verbose=False)
+    np.testing.assert_allclose(rs.mean, greys.truth[0], rtol=1e-6), np.testing.assert_allclose(rs.std, greys.truth[1], rtol=1e-6)
+
+@pytest.mark.parametrize('kind,top', [(torch.uint16, 65535.), (torch.int16, 32767.), (torch.uint8, 255.)], ids=str)
+def test_integer_images(kind, top):
+    class Whole(Ready):
+        def create_batches(self, samples):
+            for b, in super().create_batches(samples): yield TensorImage((b.clamp(0, 1)*top).to(kind)),
+    rs = measure_stats(Whole(Greys(500), bs=64, num_workers=0), verbose=False)
+    assert rs.n_images==500 and (rs.mean/top-torch.tensor([.4, .6])).abs().max()<.05
+
+# --- masks that leave little
+
+def test_mask_that_leaves_nothing():
+    with pytest.raises(ValueError, match='none of the 4,000 images has a pixel that counts'): measure(Greys(4_000), bs=64, mask=lambda x: x[:, :1]>9)
+
+def test_mask_that_leaves_nothing_at_first():
+    "At the first look there is nothing to judge by; the pass goes on"
+    seen = []
+    def late(x):
+        seen.append(len(x))
+        return (x[:, :1]>-9) & (sum(seen)>4_000)
+    with pytest.warns(UserWarning, match='have no pixel that counts'): rs = measure(Greys(5_000), bs=64, mask=late)
+    assert rs.complete and 900<rs.n_images<1_100
+
+def test_one_image_cannot_say_how_well():
+    choice = choose_stats(6_000, measure(Greys(6_000), max_images=1), pretrained=False)
+    assert 'measured on 1 of 6,000 images, too few to say how well' in choice.why and 'nan' not in choice.why and 'rough' in choice.warnings[0]

@@ -597,6 +597,68 @@ def test_seed_of_the_pass(folder, num_workers):
     assert DatasetStats(seed=5, **custom).pass_args['seed']==5
     assert db.fit_stats(folder, seed=5, bs=5, num_workers=num_workers, **custom).stats_choice.measured.to_dict()==res[2]
 
+# --- masks and NaN
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_masked_fit(folder, num_workers):
+    "Only the pixels of the mask, against numpy; the mask follows into every way of fitting"
+    def bright(x): return x.mean(1, keepdim=True)>.4
+    x = pixels(train_files(folder))
+    m = np.float32(x).mean(1)>np.float32(.4)
+    for fit in (lambda: measure_stats(block().dataloaders(folder, bs=4, num_workers=num_workers).train, mask=bright, **quiet),
+                lambda: block().fit_stats(folder, mask=bright, **custom, **small).stats_choice.measured,
+                lambda: block(batch_tfms=[DatasetStats(mask=bright, **custom)]).dataloaders(folder, **small).stats_choice.measured):
+        rs = fit()
+        assert rs.n_pixels==m.sum()
+        for c in range(3): close((rs.mean[c], rs.std[c]), (x[:,c][m].mean(), x[:,c][m].std()))
+
+def test_a_mask_that_changed_is_asked_again(folder, passes):
+    "Its threshold, the weights of a network: a function does not show what it looks at"
+    level = [.2]
+    class Above:
+        def __init__(self, level): self.level = level
+        def __call__(self, x): return x[:, :1]>self.level
+    def mask(x): return x[:, :1]>level[0]
+    for first,second in ((mask, mask), (Above(.2), Above(.6))):
+        level[0],db = .2,block()
+        a = db.fit_stats(folder, mask=first, **custom, **small).stats_choice.measured
+        level[0] = .6
+        b = db.fit_stats(folder, mask=second, **custom, **small).stats_choice.measured
+        assert b.n_pixels<a.n_pixels and b.min[0]>=.6
+    assert len(passes)==4
+
+@pytest.mark.parametrize('other', [dict(tol=.1), dict(max_images=5), dict(nonfinite='ignore'), dict(seed=1)], ids=str)
+def test_another_pass_is_another_measurement(folder, passes, other):
+    db = block().fit_stats(folder, **custom, **small)
+    db.fit_stats(folder, **other, **custom, **small)
+    assert len(passes)==2
+    db.fit_stats(folder, model=None, **other, **custom, **small)
+    assert len(passes)==2
+
+class Holes:
+    "Float images of which item 3 has NaN in its left half and item 7 in its right one"
+    def __init__(self): self.items = [f'img{i}.tif' for i in range(12)]
+    def __len__(self): return 12
+    def __getitem__(self, i):
+        x = torch.full((1, 4, 4), i/12.)
+        if i==3: x[...,:2] = float('nan')
+        if i==7: x[...,2:] = float('nan')
+        return TensorImage(x),
+
+@pytest.mark.parametrize('seed', range(4))
+def test_nan_is_named_where_it_counts(seed):
+    def right(x): return (torch.arange(4)>1).expand(len(x), 1, 4, 4)
+    with pytest.raises(ValueError, match='img7.tif: NaN .*8 in channel 0'): measure_stats(TfmdDL(Holes(), bs=4, num_workers=0), mask=right, seed=seed, **quiet)
+    rs = measure_stats(TfmdDL(Holes(), bs=4, num_workers=0), nonfinite='ignore', seed=seed, **quiet)
+    assert (rs.n_images, rs.n_pixels)==(12, 12*16-16)
+
+def test_export_with_a_mask(folder, tmp_path):
+    "A lambda cannot be pickled; once fitted, none is needed"
+    dls = block(batch_tfms=[DatasetStats(mask=lambda x: x[:, :1]>0, **custom)]).dataloaders(folder, **small)
+    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    learn.export('m.pkl')
+    assert (tmp_path/'m.pkl').stat().st_size>0
+
 # --- Ctrl-C
 
 class CtrlC(Transform):
