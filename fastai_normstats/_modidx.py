@@ -151,6 +151,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'fastai_normstats.moments._masked_moments': ( 'moments.html#_masked_moments',
                                                                                         'fastai_normstats/moments.py'),
                                           'fastai_normstats.moments._moments': ('moments.html#_moments', 'fastai_normstats/moments.py'),
+                                          'fastai_normstats.moments._quick_sums': ( 'moments.html#_quick_sums',
+                                                                                    'fastai_normstats/moments.py'),
                                           'fastai_normstats.moments._redo': ('moments.html#_redo', 'fastai_normstats/moments.py'),
                                           'fastai_normstats.moments._runs': ('moments.html#_runs', 'fastai_normstats/moments.py'),
                                           'fastai_normstats.moments._sum': ('moments.html#_sum', 'fastai_normstats/moments.py'),

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_moments.ipynb #d7b4d11b
+# %% ../nbs/00_moments.ipynb #28bb571f
+_doubted = 3.5   # mean² over variance, from which an image is centred before it is squared
 _run    = 128    # values that are summed in the precision of the image
 _cached = 2**21  # values that stay in the processor's cache together
 
@@ -32,6 +33,15 @@ def _sums(x, valid=None, room=None):
     at = (s/_count(x, valid).clamp(min=1)).to(x.dtype)
     q  = _sum_squares(only(torch.sub(x, at[...,None], out=room), 0.))
     return s, at, q, only(x, math.inf).amin(-1), only(x, -math.inf).amax(-1)
+
+def _quick_sums(x, room):
+    "The same with squares about zero for those images where that does not cancel, the mean's square being small against the variance"
+    s,q,lo,hi = _sum(x),_sum_squares(x),x.amin(-1),x.amax(-1)
+    doubt,at = (s**2*(1+_doubted)>=q*(x.shape[-1]*_doubted)).any(1, keepdim=True),torch.zeros_like(s, dtype=x.dtype)
+    if doubt.any():
+        at = (s/x.shape[-1]).to(x.dtype).where(doubt, 0.)
+        q  = _sum_squares(torch.sub(x, at[...,None], out=room)).where(doubt, q)
+    return s, at, q, lo, hi
 
 def _count(x, valid=None):
     if valid is None: return torch.full(x.shape[:-1], x.shape[-1], dtype=torch.float64, device=x.device)
@@ -60,7 +70,7 @@ def _masked_moments(x, valid):
         return torch.tensor([0., 0., 0., math.inf, -math.inf], dtype=torch.float64).view(5, 1, 1).repeat(1, 1, v.shape[1])
     return torch.cat([one(v.index_select(1, ok.nonzero().flatten())[None]) for v,ok in zip(x.split(len(x)//len(valid)), valid)], -1)
 
-# %% ../nbs/00_moments.ipynb #66374928
+# %% ../nbs/00_moments.ipynb #a27160ad
 def image_moments(
     x:Tensor,          # Images (B, C, n) of float32 or float64
     valid:Tensor=None  # bool (B, 1, n), or (B, C, n) where channels differ: the pixels that count
@@ -75,9 +85,9 @@ def one_visit(
     step:int   # Every how many-th pixel is wanted
 )->tuple:
     "The moments (5, B, C) of `x`, and a copy (B, C, n/step) of some pixels; where one is NaN or infinite, so is a moment"
-    k = max(1, _cached//x[0].numel())
-    room = torch.empty_like(x[:k])
-    *sums,some = map(torch.cat, zip(*((*_sums(o, room=room[:len(o)]), o[...,::step].clone()) for o in x.split(k))))
+    parts = x.split(max(1, _cached//x[0].numel()))
+    room = torch.empty_like(parts[0])
+    *sums,some = map(torch.cat, zip(*((*_quick_sums(o, room[:len(o)]), o[...,::step].clone()) for o in parts)))
     return _redo(_moments(_count(x), *sums), x), some
 
 # %% ../nbs/00_moments.ipynb #fda6c200
