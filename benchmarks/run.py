@@ -78,7 +78,8 @@ def whole_fit(path, workers, repeats):
         s = q = 0
         for x, in dl: s,q = s+x.sum((0,2,3)),q+(x**2).sum((0,2,3))
     turns = {'iterate': iterate, 'measure_stats': lambda: measure_stats(dl, tol=0, verbose=False), 'two-sum script': two_sums}
-    return rows(f'a pass over {len(dl.dataset):,} images, {workers} workers', in_turns(turns, repeats, warm=1), 'measure_stats', 'iterate', 1.05)
+    what = f'a pass over {len(dl.dataset):,} images, {workers} workers'
+    return rows(what, in_turns(turns, repeats, warm=1), 'measure_stats', 'iterate', 1.05)
 
 class Greys:
     "`n` images of 6 by 6 pixels, made when asked for; their means spread by half of a pixel-std"
@@ -95,7 +96,8 @@ def fit_greys(n, tol):
     return measure_stats(TfmdDL(Greys(n), bs=64, shuffle=True, num_workers=0, n_inp=1), tol=tol, verbose=False)
 
 def images_read():
-    return [dict(what='images read, tol=0.01', candidate=f'of {n:,}', images=fit_greys(n, .01).n_images) for n in (50_000, 200_000, 1_000_000)]
+    read = {n: fit_greys(n, .01).n_images for n in (50_000, 200_000, 1_000_000)}
+    return [dict(what='images read, tol=0.01', candidate=f'of {n:,}', images=v) for n,v in read.items()]
 
 def highest_memory():
     "Highest resident memory of this process so far in MB; `ru_maxrss` would count what it was forked from"
@@ -104,9 +106,12 @@ def highest_memory():
 
 def peak_memory():
     "Highest resident memory of a process that fits `n` generated images wholly"
-    def one(n): return int(subprocess.run([sys.executable, __file__, '--fit-greys', str(n)], capture_output=True, text=True, check=True).stdout)
+    def one(n):
+        fit = [sys.executable, __file__, '--fit-greys', str(n)]
+        return int(subprocess.run(fit, capture_output=True, text=True, check=True).stdout)
     mb = {n: one(n) for n in (1_000, 20_000)}
-    return [dict(what='peak memory of a fit', candidate=f'{n:,} images', mb=v, ratio=v/mb[1_000], target=1. if n>1_000 else np.nan) for n,v in mb.items()]
+    return [dict(what='peak memory of a fit', candidate=f'{n:,} images', mb=v, ratio=v/mb[1_000], target=1. if n>1_000 else np.nan)
+            for n,v in mb.items()]
 
 # --- the table
 

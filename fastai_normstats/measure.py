@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['before_normalize', 'input_images', 'ReadError', 'measure_stats']
 
-# %% ../nbs/03_measure.ipynb #71ed3aba
-import hashlib, math, os, random, time, warnings
+# %% ../nbs/03_measure.ipynb #322a21d8
+import hashlib, math, random, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -95,7 +95,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #4d798b21
+# %% ../nbs/03_measure.ipynb #e33d496b
 def _once_each(dl, seed, max_images, rank=0, size=1):
     "A loader like `dl` over its items once, those of this rank, in a seeded random order and up to Normalize; and that order"
     tfms = before_normalize(dl)
@@ -113,7 +113,9 @@ def _hist_range(x):
     if x.is_complex() or not x.numel(): return 0., 1.  # refused a moment later
     if not x.is_floating_point(): x = x.to(torch.float64)  # uint16 has no minimum
     lo,hi = float(x.min()),float(x.max())
-    if not math.isfinite(hi-lo): lo,hi = (float(f(x[x.isfinite()])) if x.isfinite().any() else v for f,v in ((torch.min, 0), (torch.max, 1)))
+    if not math.isfinite(hi-lo):
+        x = x[x.isfinite()]
+        lo,hi = (float(x.min()), float(x.max())) if x.numel() else (0., 1.)
     if lo>=0 and hi<=255: return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
 
@@ -123,7 +125,7 @@ def _fingerprint(dataset):
     text = repr(list(items.index) if hasattr(items, 'iloc') else None if items is None else list(items))
     return None if ' at 0x' in text else hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/03_measure.ipynb #0e4fc27a
+# %% ../nbs/03_measure.ipynb #570854a9
 class _Share:
     "The training images that this process reads"
     def __init__(self, dl, tol, max_images, seed, mask, nonfinite):
@@ -149,7 +151,8 @@ class _Share:
             for b in self.loader:
                 images = input_images(b, getattr(self.dl.dataset, 'n_inp', 1))
                 if self.loader.prebatched and images[0].ndim<4:
-                    raise TypeError(f"with `bs=None` the loader must yield batches (B, C, *spatial), got {tuple(images[0].shape)}: give it a `bs`")
+                    raise TypeError("with `bs=None` the loader must yield batches (B, C, *spatial), got "
+                                    f"{tuple(images[0].shape)}: give it a `bs`")
                 yield images
         except ReadError as e: raise _from_worker(e) from e
 
@@ -181,7 +184,7 @@ class _Share:
         i = next(filter(bad, self.idxs[start:]), None)
         return NonFiniteError(str(e) if i is None else f"{_item_name(self.dl.dataset, i)}: {e}")
 
-# %% ../nbs/03_measure.ipynb #612f4d83
+# %% ../nbs/03_measure.ipynb #4dcb5514
 _look = 3072  # images before the stop rule is first asked, and the unit of the intervals; whole batches on 1, 2, 3, 4, 6… processes
 
 def _next_look(n): return max(n+_look, math.ceil(1.25*n/_look)*_look)
@@ -204,18 +207,18 @@ def _check_pass(
         raise ValueError(f"`max_images` must be a whole number from 1, or None for all, got {max_images!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
     if mask is not None and not callable(mask):
-        raise TypeError(f"`mask` must be a function from a batch of images to the bool tensor of pixels that count, got {type(mask).__name__}: "
-                        "e.g. `lambda x: x[:, :1]>0`")
+        raise TypeError("`mask` must be a function from a batch of images to the bool tensor of pixels that count, e.g. "
+                        f"`lambda x: x[:, :1]>0`, got {type(mask).__name__}")
     RunningStats(nonfinite)
 
-# %% ../nbs/03_measure.ipynb #349932a0
+# %% ../nbs/03_measure.ipynb #78abc39f
 @patch
 def agree(self:_Share, opened):
     "Go on from what the processes found in their first batches; they must hold the same items"
     items,batch,firsts = zip(*opened)
     if len(set(items))>1:
-        raise ValueError(f"the processes hold different training splits ({', '.join(f'{n:,}' for n,_ in items)} images): make them the same "
-                         "on all, e.g. `RandomSplitter(seed=42)`")
+        raise ValueError(f"the processes hold different training splits ({', '.join(f'{n:,}' for n,_ in items)} items): make them "
+                         "the same on all, e.g. `RandomSplitter(seed=42)`")
     firsts = [o for o in firsts if o]
     if not firsts: raise ValueError("the loader yielded no batch: every item was skipped")
     los,his = zip(*(r for _,r in firsts))
@@ -224,8 +227,8 @@ def agree(self:_Share, opened):
     several = [k for k,_ in firsts if k>1]
     if several and self.tol:
         self.tol = 0
-        if not self.rank: warnings.warn(f"each item yields {several[0]:.3g} images; they resemble each other, so that standard errors are too small "
-                                        "and cannot say when to stop: all are read")
+        if not self.rank: warnings.warn(f"each item yields {several[0]:.3g} images; they resemble each other, so that standard errors are "
+                                        "too small and cannot say when to stop: all are read")
 
 @patch
 def total(self:_Share, n_items, complete):
@@ -245,7 +248,7 @@ def _bar(total, show):
     return at
 
 def _pass(share, bar):
-    "Read rounds of about half a second until all is read or enough is known; the statistics of all processes, and how many images were read"
+    "Read rounds of about half a second until all is read or enough is known: the statistics of all processes, and images read"
     k,n,look,more,enough = 1,0,_look if share.tol else math.inf,True,False
     while more and not enough:
         if share.tol: k = min(k, math.ceil((look-n)/share.batch))  # the looks are taken after the same images on any machine
@@ -266,17 +269,17 @@ def _spare_cores(dl):
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/03_measure.ipynb #bd365938
+# %% ../nbs/03_measure.ipynb #8028b0b4
 def measure_stats(
     dl:TfmdDL,               # The training loader, e.g. `dls.train`
     tol:float=.01,           # Stop once mean and std are known to `tol` × std (95 %) in every channel; 0 measures every image
     max_images:int=None,     # Read at most this many images, a random sample; `None`: no limit
     seed:int=0,              # Of the order and of random transforms
-    mask=None,               # Function from a batch (B, C, *spatial) to a bool tensor broadcastable to (B, 1, *spatial): only True pixels count
+    mask=None,               # Function from a batch (B, C, *spatial) to a bool tensor that broadcasts to (B, 1, *spatial): True counts
     nonfinite:str='error',   # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
     verbose:bool=True        # Show a progress bar?
 )->RunningStats:
-    "Statistics of the pixels that a model trained on `dl` would see, before normalisation; under torch.distributed all processes must call it"
+    "Statistics of the pixels that training on `dl` sees, before normalisation; under torch.distributed all processes must call it"
     share = _Share(dl, tol, max_images, seed, mask, nonfinite)
     before_normalize(dl)  # refuses what is no such loader
     with no_random(share.rank+(seed if type(seed) is int and seed>0 else 0), reproducible=False), _spare_cores(dl):

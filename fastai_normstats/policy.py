@@ -303,7 +303,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #93550053
+# %% ../nbs/02_policy.ipynb #c275cc63
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -319,7 +319,8 @@ def choose_stats(
     if measured is not None and not measured.n_images: raise ValueError("`measured` has counted no images: give it batches first")
     case = _Case(n_images, measured, model_stats(model, n_channels=None) or IMAGENET, pretrained, frozen, stats, policy)
     rule,v = next((name,v) for name,f in _rules.items() if (v := f(case)) is not None)
-    return StatsChoice(v.stats, v.kind, rule, v.why+_partly(measured), n_images, measured, case.model, tuple(v.warnings+_general_warnings(case, v)))
+    notes = tuple(v.warnings+_general_warnings(case, v))
+    return StatsChoice(v.stats, v.kind, rule, v.why+_partly(measured), n_images, measured, case.model, notes)
 
 def _partly(m):
     "How much of the training split a measurement that stopped early rests on"
@@ -336,7 +337,8 @@ def _general_warnings(case, v):
         raise ValueError(f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the {v.stats.name} statistics "
                          f"{len(v.stats.mean)}: give as many numbers as channels, or `stats='custom'`")
     const = [c for c,o in enumerate(_constant(m)) if o]
-    few = [] if m.complete or m.n_images>1 and max(_how_well(m))<=.05 else [f"the statistics rest on {_how_many(m)} images and are rough: raise `max_images`"]
+    enough = m.complete or m.n_images>1 and max(_how_well(m))<=.05
+    few = [] if enough else [f"the statistics rest on {_how_many(m)} images and are rough: raise `max_images`"]
     if not const: return few
     which = f"channel {const[0]} is" if len(const)==1 else f"channels {', '.join(map(str, const))} are"
     now = 'std 1 is used, the values become 0' if v.kind=='custom' else 'it carries nothing'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NormStats', 'RunningStats']
 
-# %% ../nbs/00_running.ipynb #990c15b5
+# %% ../nbs/00_running.ipynb #c0e7e570
 import math
 from copy import copy
 from dataclasses import asdict, dataclass, fields
@@ -17,8 +17,8 @@ import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor
 
-from .moments import (NonFiniteError, channel_error, check_batch, check_mask, every, floating, histogram, image_moments,
-                                      nonfinite_error, one_visit)
+from .moments import (channel_error, check_batch, check_mask, every, floating, histogram, image_moments, nonfinite_error,
+                                      one_visit)
 
 # %% ../nbs/00_running.ipynb #bdd0b259
 def _floats(name, v):
@@ -119,7 +119,7 @@ def _merged(a, b):
     return _State(a.n_images+b.n_images, a.n_pixels+b.n_pixels, n, pivot, mu+delta*share[:,None], co,
                   torch.minimum(a.min, b.min), torch.maximum(a.max, b.max), a.hist+b.hist)
 
-# %% ../nbs/00_running.ipynb #58bbe409
+# %% ../nbs/00_running.ipynb #55c2c8d9
 _kept = 64  # batches that are merged into the state together
 
 class RunningStats:
@@ -130,7 +130,7 @@ class RunningStats:
         value_range:tuple=(0., 1.)  # Lowest and highest value that the histogram resolves
     ):
         if nonfinite not in ('error', 'ignore'): raise ValueError(f"`nonfinite` must be 'error' or 'ignore', got {nonfinite!r}")
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins<1: raise ValueError(f"`bins` must be a whole number from 1, got {bins!r}")
+        if type(bins) is not int or bins<1: raise ValueError(f"`bins` must be a whole number from 1, got {bins!r}")
         self.nonfinite,self.bins,self.value_range = nonfinite,bins,_ends('value_range', value_range)
         self.complete,self.population = True,None  # set by a pass that may stop early: was that everything, and how many images are there?
         self._state,self._pending = None,[]
@@ -220,7 +220,7 @@ def merge(self:RunningStats,
     self.population = population
     return self
 
-# %% ../nbs/00_running.ipynb #5914a2d6
+# %% ../nbs/00_running.ipynb #a6176cbe
 def _ranks(
     group=None  # A torch.distributed process group; `None`: all processes
 )->tuple:
@@ -241,7 +241,8 @@ def _jointly(
     every = [None]*size
     dist.all_gather_object(every, (res, None if error is None else f"{type(error).__name__}: {error}"), group=group)
     if error is not None: raise error
-    if bad := next(((r, e) for r,(_,e) in enumerate(every) if e is not None), None): raise RuntimeError(f"rank {bad[0]} failed with {bad[1]}")
+    if bad := next(((r, e) for r,(_,e) in enumerate(every) if e is not None), None):
+        raise RuntimeError(f"rank {bad[0]} failed with {bad[1]}")
     return [res for res,_ in every]
 
 @patch
@@ -367,12 +368,12 @@ def half_widths(self:RunningStats)->tuple:
     left = 0. if self.complete and self.population else 1. if not self.population else 1-self.n_images/self.population
     return tuple(1.96*math.sqrt(left)*se for se in (self.mean_se, self.std_se))
 
-# %% ../nbs/00_running.ipynb #e301904a
+# %% ../nbs/00_running.ipynb #d565dff0
 @patch
 def quantile(self:RunningStats,
     q  # From 0 to 1: a number, or several
 )->Tensor:
-    "Values (C,), or (len(q), C) for several `q`, below which a share `q` of the sampled pixels lies: to a bin of the histogram; rough outside it"
+    "Values (C,), or (len(q), C) for several `q`, below which a share `q` of the sampled pixels lies: to a bin, rough outside the range"
     qs = torch.as_tensor(q, dtype=torch.float64)
     if qs.ndim>1 or not ((qs>=0) & (qs<=1)).all(): raise ValueError(f"`q` must lie between 0 and 1, got {q!r}")
     s,(lo,hi) = self._seen(),self.value_range
@@ -383,7 +384,7 @@ def quantile(self:RunningStats,
         return np.interp(qs, np.r_[0, counts.cumsum(0)]/counts.sum(), edges).clip(low, high)
     return torch.as_tensor(np.stack([one(*(o.numpy() for o in c)) for c in zip(s.hist, s.min, s.max)], -1))
 
-# %% ../nbs/00_running.ipynb #6660bd49
+# %% ../nbs/00_running.ipynb #6ff9d260
 @patch
 def stats(self:RunningStats,
     estimator:str='pooled'  # Which std: `'pooled'` (makes the data unit-variance) or `'image'` (what `imagenet_stats` holds)
@@ -409,7 +410,7 @@ def from_dict(cls:RunningStats, d):
     if not isinstance(d, dict) or sorted(d)!=names: raise ValueError(f"RunningStats is read from a dict with exactly {names}")
     res = cls(d['nonfinite'], d['bins'], d['value_range'])
     if not isinstance(d['complete'], bool) or not (d['population'] is None or type(d['population']) is int and d['population']>=0):
-        raise ValueError(f"`complete` and `population` of RunningStats must be a bool and a count, got {d['complete']!r} and {d['population']!r}")
+        raise ValueError(f"`complete` and `population` of RunningStats must be a bool and a count, got {d['complete']!r}, {d['population']!r}")
     res.complete,res.population = d['complete'],d['population']
     if d['state'] is not None: res._state = _state_from_dict(d['state'], res.bins)
     return res
@@ -422,7 +423,7 @@ def _state_from_dict(d, bins):
     def tensor(k, v):
         try: res = torch.tensor(v, dtype=torch.int64 if k=='hist' else torch.float64)
         except (TypeError, ValueError, RuntimeError): res = torch.tensor(())
-        if not C or res.shape!=(C, *shapes[k]): raise ValueError(f"field {k!r} of RunningStats must be numbers of shape {(C or 'channels', *shapes[k])}")
-        return res
+        if C and res.shape==(C, *shapes[k]): return res
+        raise ValueError(f"field {k!r} of RunningStats must be numbers of shape {(C or 'channels', *shapes[k])}")
     if any(type(d[k]) is not int or d[k]<0 for k in whole): raise ValueError(f"{whole} of RunningStats must be whole numbers")
     return _State(**{k: v if k in whole else tensor(k, v) for k,v in d.items()})

@@ -47,7 +47,7 @@ def _per_channel(v, axes):
     v = torch.as_tensor(v)
     return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
 
-# %% ../nbs/06_transform.ipynb #8ef48d2b
+# %% ../nbs/06_transform.ipynb #43be240a
 def _check_axes(axes):
     if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
 
@@ -79,7 +79,7 @@ class _Fused:
     def __call__(self, x): return torch.nn.functional.batch_norm(x, self.zero, self.one, self.scale, self.shift, eps=0.)
 
     def holds(self, tfm):
-        "Are the numbers of `tfm` the very ones, not changed since? On an accelerator only changes that PyTorch counts are seen, to wait for none"
+        "Are the numbers of `tfm` the very ones, and unchanged? On an accelerator, as far as PyTorch counts changes: comparing would wait"
         return all(a is b and n==b._version and (b.device.type!='cpu' or torch.equal(was, b))
                    for (a,was,n),b in zip(self.made_from, (tfm.mean, tfm.std)))
 
@@ -204,7 +204,7 @@ def _fuses(self:DatasetStats, x):
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
-# %% ../nbs/06_transform.ipynb #1452ac52
+# %% ../nbs/06_transform.ipynb #2df82962
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
@@ -215,8 +215,9 @@ _parts = dict(items='training items', n='number of items', load='how an item is 
 
 @patch
 def adopt(self:DatasetStats, other):
-    "Know what `other`, a DatasetStats or `None`, has measured: another question about the same pixels needs no second pass. A mask may have changed"
-    if other is not None and other.pass_args==self.pass_args and self.pass_args['mask'] is None: self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
+    "Know what `other`, a DatasetStats or `None`, has measured: another question about the same pixels needs no second pass"
+    if other is None or other.pass_args!=self.pass_args or self.pass_args['mask'] is not None: return self  # masks may have changed
+    self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
     return self
 
 # %% ../nbs/06_transform.ipynb #bde4f514

@@ -1,6 +1,6 @@
 "Run by test_distributed.py on several processes: fits, and writes what each rank got to FOLDER/RANK.json"
 
-import json,os,random,sys,time
+import json,random,sys,time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 from fastcore.basics import chunked
 from fastcore.foundation import L
-from PIL import Image
 
 import fastai_normstats.block
 from fastai_normstats.measure import measure_stats
