@@ -90,7 +90,7 @@ def one_visit(
     *sums,some = map(torch.cat, zip(*((*_quick_sums(o, room[:len(o)]), o[...,::step].clone()) for o in parts)))
     return _redo(_moments(_count(x), *sums), x), some
 
-# %% ../nbs/00_moments.ipynb #fda6c200
+# %% ../nbs/00_moments.ipynb #8120d509
 def every(
     n_pixels:int,  # Of an image
     width:int,     # Of its last axis
@@ -109,14 +109,14 @@ def histogram(
 )->Tensor:
     "Counts (C, bins+2) below the range, in its bins, and above it; the highest value belongs to the last bin"
     (lo,hi),n = value_range,x.shape[1]*(bins+2)
-    first,inside = torch.arange(1, n, bins+2, device=x.device)[:,None],x<=hi
+    first,inside = torch.arange(1, n, bins+2, dtype=torch.int32, device=x.device)[:,None],x<=hi
     at = x.sub_(lo).mul_(bins/(hi-lo)).nan_to_num_(0.).clamp_(-1, bins)
-    at = at.masked_fill_(inside.logical_and_(at>=bins), bins-1).floor_().add_(first)
+    at = at.masked_fill_(inside.logical_and_(at>=bins), bins-1).floor_().to(torch.int32).add_(first)
     return (_tally if x.device.type=='cpu' else _tally_without_waiting)(at, n, valid).view(x.shape[1], -1)
 
 def _tally(at, n, valid):
     "How often each of `n` places occurs in `at`, where it is `valid`"
-    return torch.bincount((at.flatten() if valid is None else at[valid.expand_as(at)]).to(torch.int32), minlength=n)
+    return torch.bincount(at.flatten() if valid is None else at[valid.expand_as(at)], minlength=n)
 
 def _tally_without_waiting(at, n, valid):
     "The same on an accelerator, where `bincount` and selecting would make the host wait"

@@ -487,6 +487,13 @@ def test_histogram_of_any_values_is_numpys(monkeypatch, tally):
     assert got[1:-1].tolist()==np.histogram(v[(v>=0) & (v<=1)], 8, (0, 1))[0].tolist()
     assert (got[0], got[-1])==((v<0).sum(), (v>1).sum())
 
+def test_histogram_of_many_channels_and_bins():
+    "More places than float32 has whole numbers: 400 channels of 65,536 bins"
+    x = torch.rand(1, 400, 40, 30, generator=torch.Generator().manual_seed(0))
+    rs = run([x], bins=65536)
+    want = np.histogram(x[0,-1].flatten()[::running.every(1200, 30)].numpy(), 65536, (0, 1))[0]
+    assert rs.hist[-1].tolist()==want.tolist()
+
 # --- quantiles
 
 @pytest.mark.parametrize('value_range,bins', [((0, 1), 256), ((-1, 3), 100), ((.3, .6), 64)])
