@@ -125,13 +125,14 @@ def _fingerprint(dataset):
     text = repr(list(items.index) if hasattr(items, 'iloc') else None if items is None else list(items))
     return None if ' at 0x' in text else hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/03_measure.ipynb #570854a9
+# %% ../nbs/03_measure.ipynb #7ff058e3
 class _Share:
     "The training images that this process reads"
     def __init__(self, dl, tol, max_images, seed, mask, nonfinite):
         self.dl,self.tol,self.max_images,self.seed,self.mask,self.nonfinite = _unwrapped(dl),tol,max_images,seed,mask,nonfinite
         self.rank,self.size = _ranks()
         self.n_images = self.n_batches = 0
+        self.n_inp = getattr(getattr(self.dl, 'dataset', None), 'n_inp', 1)
         self.it,self.next = self._batches(),None
 
     def open(self):
@@ -149,7 +150,7 @@ class _Share:
         "The images of each batch"
         try:
             for b in self.loader:
-                images = input_images(b, getattr(self.dl.dataset, 'n_inp', 1))
+                images = input_images(b, self.n_inp)
                 if self.loader.prebatched and images[0].ndim<4:
                     raise TypeError("with `bs=None` the loader must yield batches (B, C, *spatial), got "
                                     f"{tuple(images[0].shape)}: give it a `bs`")
@@ -178,9 +179,8 @@ class _Share:
 
     def _named(self, e, start):
         "Error `e` with the first item from the `start`-th on that holds NaN or infinity, if it is an item's and not a transform's doing"
-        n_inp = getattr(self.dl.dataset, 'n_inp', 1)
         def wrong(im): return (~im.isfinite() & (True if self.mask is None else self.mask(im[None])[0])).any()
-        def bad(i): return (item := self.loader.do_item(i)) is not None and any(map(wrong, input_images(item, n_inp)))
+        def bad(i): return (item := self.loader.do_item(i)) is not None and any(map(wrong, input_images(item, self.n_inp)))
         i = next(filter(bad, self.idxs[start:]), None)
         return NonFiniteError(str(e) if i is None else f"{_item_name(self.dl.dataset, i)}: {e}")
 
@@ -259,17 +259,17 @@ def _pass(share, bar):
         k = max(1, min(2*k, int(.5*k/max(1e-6, *seconds))))
     return share.total(n, not more and share.last==share.dl.n), sum(n_images)
 
-# %% ../nbs/03_measure.ipynb #aedac7b6
+# %% ../nbs/03_measure.ipynb #3e4c66bb
 @contextmanager
 def _spare_cores(dl):
     "Leave the cores to the worker processes of `dl`, if it has any and there are no batch transforms to compute but conversion to float"
+    light = all(isinstance(f, IntToFloatTensor) for f in before_normalize(dl))  # first: it refuses what is no such loader
     n,workers = torch.get_num_threads(),_unwrapped(dl).fake_l.num_workers
-    light = all(isinstance(f, IntToFloatTensor) for f in before_normalize(dl))
     if workers and light: torch.set_num_threads(max(1, n-workers))
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/03_measure.ipynb #8028b0b4
+# %% ../nbs/03_measure.ipynb #ba4bdcbd
 def measure_stats(
     dl:TfmdDL,               # The training loader, e.g. `dls.train`
     tol:float=.01,           # Stop once mean and std are known to `tol` × std (95 %) in every channel; 0 measures every image
@@ -281,7 +281,6 @@ def measure_stats(
 )->RunningStats:
     "Statistics of the pixels that training on `dl` sees, before normalisation; under torch.distributed all processes must call it"
     share = _Share(dl, tol, max_images, seed, mask, nonfinite)
-    before_normalize(dl)  # refuses what is no such loader
     with no_random(share.rank+(seed if type(seed) is int and seed>0 else 0), reproducible=False), _spare_cores(dl):
         try:
             share.agree(_jointly(share.open))

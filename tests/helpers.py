@@ -1,8 +1,12 @@
-"Small image folders and independent references that several test files share"
+"Small image folders and made images that several test files share"
 
 from pathlib import Path
 
 import numpy as np
+import torch
+from fastai.data.core import TfmdDL
+from fastai.torch_core import TensorImage
+from fastcore.basics import chunked
 from PIL import Image
 
 def random_image(rng, size=16, mode='RGB'):
@@ -18,3 +22,24 @@ def image_folder(root, n=24, size=16, classes=('a','b'), mode='RGB', seed=0):
     for c in classes: (root/c).mkdir(parents=True, exist_ok=True)
     for i in range(n): random_image(rng, size, mode).save(root/classes[i%len(classes)]/f'{i:03}.png')
     return root
+
+class Ready(TfmdDL):
+    "A loader over images that are made a batch at a time: no file, no work an item"
+    def create_batches(self, samples):
+        for idxs in chunked(samples, self.bs): yield TensorImage(self.dataset.images(torch.tensor(idxs))),
+
+class Greys:
+    "`n` images of four pixels: a grey value of their own, whose spread is half of a pixel-std, and a texture"
+    def __init__(self, n, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        self.grey     = torch.randn(n, 2, 1, 1, generator=g)*.1+torch.tensor([.4, .6]).view(2, 1, 1)
+        self.contrast = torch.rand(n, 2, 1, 1, generator=g)*.2+.07
+    def __len__(self): return len(self.grey)
+    def __getitem__(self, i): raise AssertionError('an item was read one by one')
+    def images(self, i): return self.grey[i]+self.contrast[i]*torch.tensor([-1., 1, 1, -1]).view(2, 2)
+
+    @property
+    def truth(self):
+        "Mean and std of all images, float64, from the formula"
+        g,c = self.grey.double().squeeze(),self.contrast.double().squeeze()
+        return g.mean(0),(g.var(0, correction=0)+c.square().mean(0)).sqrt()

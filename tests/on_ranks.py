@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from fastai.data.all import CategoryBlock,DataBlock,DataLoaders,IndexSplitter,ItemGetter,RandomSplitter,TfmdDL,parent_label
+from fastai.data.all import CategoryBlock,DataBlock,DataLoaders,IndexSplitter,ItemGetter,RandomSplitter,parent_label
 from fastai.distributed import DistributedDL
-from fastai.torch_core import TensorImage
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
-from fastcore.basics import chunked
 from fastcore.foundation import L
+from helpers import Greys,Ready
 
 import fastai_normstats.block
 from fastai_normstats.measure import measure_stats
@@ -34,15 +33,9 @@ def loaders(bs=4, num_workers=0, **kwargs): return block(**kwargs).dataloaders(p
 
 def numbers(rs): return json.loads(json.dumps(rs.to_dict()))
 
-class Greys:
-    "20,000 images whose mean spreads by half of their std; four channels, so that one comes late"
-    def __init__(self): self.x = torch.randn(20_000, 2, 1, 1, generator=torch.Generator().manual_seed(0))*.1+.5
-    def __len__(self): return len(self.x)
-    def __getitem__(self, i): raise AssertionError
-
-class Ready(TfmdDL):
-    def create_batches(self, samples):
-        for idxs in chunked(samples, self.bs): yield TensorImage(self.dataset.x[torch.tensor(idxs)]+torch.tensor([-.17, .17, .17, -.17])),
+class InRange(Greys):
+    "In [0, 1], where the histogram has the same range on any number of processes; other ranges are taken from the first batches"
+    def images(self, i): return super().images(i).clamp(0, 1)
 
 def error_of(f):
     "The error that `f` ends with on this rank, and how long it took"
@@ -94,7 +87,7 @@ def scenarios():
     yield 'workers', lambda: numbers(measure_stats(loaders(num_workers=2).train, tol=0, **quiet))
     yield 'two images', lambda: numbers(measure_stats(loaders(splitter=IndexSplitter(range(35))).train, tol=0, **quiet))
     yield 'at most', lambda: numbers(measure_stats(loaders().train, tol=0, max_images=11, **quiet))
-    yield 'stopped', lambda: numbers(measure_stats(Ready(Greys(), bs=64, num_workers=0, shuffle=True), tol=.016, **quiet))
+    yield 'stopped', lambda: numbers(measure_stats(Ready(InRange(20_000), bs=64, num_workers=0, shuffle=True), tol=.016, **quiet))
     yield 'all_reduce', all_reduced
     yield 'fit', fit
     yield 'same draws', same_draws

@@ -8,6 +8,7 @@ import torch
 from fastai.data.core import TfmdDL
 from fastai.torch_core import TensorImage
 from fastcore.basics import chunked
+from helpers import Greys,Ready
 
 from fastai_normstats.measure import _next_look,measure_stats
 from fastai_normstats.policy import choose_stats
@@ -55,27 +56,6 @@ def test_intervals_cover_what_they_say(n, kinds):
     assert naive_mean<.2 and naive_std<.2, (naive_mean, naive_std)
 
 # --- the stop rule
-
-class Ready(TfmdDL):
-    "A loader over images that are made a batch at a time: no file, no work an item"
-    def create_batches(self, samples):
-        for idxs in chunked(samples, self.bs): yield TensorImage(self.dataset.images(torch.tensor(idxs))),
-
-class Greys:
-    "`n` images of four pixels: a grey value of their own, whose spread is half of a pixel-std, and a texture"
-    def __init__(self, n, seed=0):
-        g = torch.Generator().manual_seed(seed)
-        self.grey     = torch.randn(n, 2, 1, 1, generator=g)*.1+torch.tensor([.4, .6]).view(2, 1, 1)
-        self.contrast = torch.rand(n, 2, 1, 1, generator=g)*.2+.07
-    def __len__(self): return len(self.grey)
-    def __getitem__(self, i): raise AssertionError('an item was read one by one')
-    def images(self, i): return self.grey[i]+self.contrast[i]*torch.tensor([-1., 1, 1, -1]).view(2, 2)
-
-    @property
-    def truth(self):
-        "Mean and std of all images, float64, from the formula"
-        g,c = self.grey.double().squeeze(),self.contrast.double().squeeze()
-        return g.mean(0),(g.var(0, correction=0)+c.square().mean(0)).sqrt()
 
 def measure(images, bs=512, **kwargs): return measure_stats(Ready(images, bs=bs, shuffle=True, num_workers=0), verbose=False, **kwargs)
 
