@@ -107,6 +107,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'fastai_normstats.measure._bar': ('measure.html#_bar', 'fastai_normstats/measure.py'),
                                           'fastai_normstats.measure._check_pass': ( 'measure.html#_check_pass',
                                                                                     'fastai_normstats/measure.py'),
+                                          'fastai_normstats.measure._extremes': ('measure.html#_extremes', 'fastai_normstats/measure.py'),
                                           'fastai_normstats.measure._fingerprint': ( 'measure.html#_fingerprint',
                                                                                      'fastai_normstats/measure.py'),
                                           'fastai_normstats.measure._first_line': ( 'measure.html#_first_line',

@@ -95,7 +95,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #e33d496b
+# %% ../nbs/03_measure.ipynb #d5fbf317
 def _once_each(dl, seed, max_images, rank=0, size=1):
     "A loader like `dl` over its items once, those of this rank, in a seeded random order and up to Normalize; and that order"
     tfms = before_normalize(dl)
@@ -108,14 +108,17 @@ def _once_each(dl, seed, max_images, rank=0, size=1):
     loader.do_item,loader.create_batch = _NamedItems(loader),_NamedBatch(loader)
     return loader,idxs
 
-def _hist_range(x):
-    "The histogram's range, from a first batch: [0, 1] or [0, 255] where values keep to it, else theirs and a tenth on either side"
-    if x.is_complex() or not x.numel(): return 0., 1.  # refused a moment later
+def _extremes(x):
+    "Lowest and highest finite value of `x`, `None` where there is none"
+    if x.is_complex(): return None  # refused a moment later
     if not x.is_floating_point(): x = x.to(torch.float64)  # uint16 has no minimum
-    lo,hi = float(x.min()),float(x.max())
-    if not math.isfinite(hi-lo):
-        x = x[x.isfinite()]
-        lo,hi = (float(x.min()), float(x.max())) if x.numel() else (0., 1.)
+    x = x if not x.numel() or math.isfinite(float(x.max()-x.min())) else x[x.isfinite()]
+    return (float(x.min()), float(x.max())) if x.numel() else None
+
+def _hist_range(extremes):
+    "The histogram's range, from those of a first batch: [0, 1] or [0, 255] where values keep to it, else theirs and a tenth on either side"
+    extremes = [o for o in extremes if o] or [(0., 1.)]
+    lo,hi = min(a for a,_ in extremes),max(b for _,b in extremes)
     if lo>=0 and hi<=255: return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
 
@@ -125,7 +128,7 @@ def _fingerprint(dataset):
     text = repr(list(items.index) if hasattr(items, 'iloc') else None if items is None else list(items))
     return None if ' at 0x' in text else hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/03_measure.ipynb #7ff058e3
+# %% ../nbs/03_measure.ipynb #e933df1e
 class _Share:
     "The training images that this process reads"
     def __init__(self, dl, tol, max_images, seed, mask, nonfinite):
@@ -142,7 +145,9 @@ class _Share:
         self.next = next(self.it, None)
         items = (self.dl.n, _fingerprint(self.dl.dataset) if self.size>1 else None)
         if self.next is None: return items, self.loader.bs or 1, None
-        return items, self.loader.bs or 1, (sum(map(len, self.next))/self._n_items(1), _hist_range(self.next[0]))
+        n,x = self._n_items(1),self.next[0]
+        alone = max(0, math.ceil(((self.loader.bs or 1)-self.rank)/self.size))  # items of this one in the first batch of a single process
+        return items, self.loader.bs or 1, (sum(map(len, self.next))/n, _extremes(x[:math.ceil(alone*len(x)/n)]))
 
     def _n_items(self, n_batches): return min(n_batches*(self.loader.bs or 1), len(self.idxs))
 
@@ -211,7 +216,7 @@ def _check_pass(
                         f"`lambda x: x[:, :1]>0`, got {type(mask).__name__}")
     RunningStats(nonfinite)
 
-# %% ../nbs/03_measure.ipynb #78abc39f
+# %% ../nbs/03_measure.ipynb #e7162b11
 @patch
 def agree(self:_Share, opened):
     "Go on from what the processes found in their first batches; they must hold the same items"
@@ -221,8 +226,7 @@ def agree(self:_Share, opened):
                          "the same on all, e.g. `RandomSplitter(seed=42)`")
     firsts = [o for o in firsts if o]
     if not firsts: raise ValueError("the loader yielded no batch: every item was skipped")
-    los,his = zip(*(r for _,r in firsts))
-    self.stats = RunningStats(self.nonfinite, value_range=(min(los), max(his)))
+    self.stats = RunningStats(self.nonfinite, value_range=_hist_range([o for _,o in firsts]))
     self.batch,self.last = sum(batch),min(self.dl.n, self.max_images or self.dl.n)
     several = [k for k,_ in firsts if k>1]
     if several and self.tol:
