@@ -5,4 +5,5 @@ from .policy import *
 from .measure import *
 from .transform import *
 from .block import *
+from .drift import *
 from .plot import *

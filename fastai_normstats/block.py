@@ -72,7 +72,7 @@ def _check_keywords(block, kwargs):
         near = get_close_matches(k, sorted(known), n=1)
         raise TypeError(f"fit_stats has no keyword {k!r}{f': did you mean {near[0]!r}?' if near else ''}")
 
-# %% ../nbs/07_block.ipynb #e2a58214
+# %% ../nbs/07_block.ipynb #e6695f2e
 def _fit_block(self, source, **kwargs):
     "Make the loaders once, which measures; an unreadable file is named"
     try: type(self).dataloaders(self, source, **kwargs)  # a copied block's `self.dataloaders` is its original's
@@ -96,13 +96,14 @@ def fit_stats(self:DataBlock,
     kept = isinstance(self.splitter, KeptSplit)
     self.splitter = KeptSplit((self.splitter.splitter if kept else self.splitter) or RandomSplitter())
     tfm.adopt(_stats_in(self.batch_tfms))
+    tfm.trial = True
     for k in ('batch_tfms', 'default_batch_tfms'): setattr(self, k, _with_stats(getattr(self, k), tfm))
     try: _fit_block(self, source, **kwargs)
     except BaseException:
         for k,v in before.items(): setattr(self, k, v)
         raise
     finally: set_random_states(**states)
-    tfm.pinned = True
+    tfm.pinned,tfm.trial = True,False
     return self
 
 # %% ../nbs/07_block.ipynb #f67c9bec

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Policy', 'NotMeasured', 'StatsChoice', 'choose_stats']
 
-# %% ../nbs/02_policy.ipynb #bfa4d130
+# %% ../nbs/02_policy.ipynb #31935e9f
 import json, os, tempfile
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .models import IMAGENET, NATURAL, is_imagenet, model_stats
+from .models import IMAGENET, NATURAL, _for_channels, _for_unit_range, is_imagenet, model_stats
 from .running import NormStats, RunningStats, _known
 
 # %% ../nbs/02_policy.ipynb #c89c96bd
@@ -58,7 +58,7 @@ class _Case:
     @property
     def n_text(self): return f"{self.n_images:,} training image{'s'*(self.n_images!=1)}"
 
-# %% ../nbs/02_policy.ipynb #ab3b2141
+# %% ../nbs/02_policy.ipynb #429cf5e7
 @dataclass(frozen=True)
 class _Verdict:
     "What a rule gives"
@@ -68,8 +68,8 @@ class _Verdict:
     warnings:list = field(default_factory=list)
 
 def _models(case, why, warnings=()):
-    kind = 'imagenet' if is_imagenet(case.model) else 'pretrained'
-    return _Verdict(case.model, kind, why, list(warnings))
+    kind = 'imagenet' if is_imagenet(case.model) and not case.is_domain else 'pretrained'
+    return _Verdict(_applied(case, case.model), kind, why, list(warnings))
 
 def _custom(case, why, warnings=()):
     "The measured statistics; a constant channel gets std 1, as in scikit-learn's `StandardScaler`"
@@ -77,7 +77,30 @@ def _custom(case, why, warnings=()):
     stats = NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source=f"measured on {_how_many(m)} training images")
     return _Verdict(stats, 'custom', why, list(warnings))
 
-# %% ../nbs/02_policy.ipynb #1018ffa3
+# %% ../nbs/02_policy.ipynb #3f596ce6
+def _on(m, value_range, slack=.05):
+    "Do the pixels measured live on `value_range`, and on more than a tenth of it?"
+    (lo,hi),(a,b) = value_range,_ends_of(m)
+    return lo-slack*(hi-lo)<=a and b<=hi+slack*(hi-lo) and not 0<(b-a)/(hi-lo)<.1
+
+def _ends_of(m): return m.min.min().item(),m.max.max().item()
+
+def _fitting(s, m):
+    "Statistics `s` for the range and the channels of the images measured, where they can be stated for them exactly; else as they are"
+    if m is None: return s
+    if not _on(m, s.value_range) and _on(m, (0., 1.)): s = _for_unit_range(s)
+    return _for_channels(s, m.n_channels) or s
+
+def _applied(case, s):
+    "`s` for these images; an error where it is published for a range that they do not live on"
+    if _for_unit_range(s) is s: return s if len(s.mean)==1 else _fitting(s, case.measured)  # one number broadcasts
+    res,(a,b) = _fitting(s, case.own),_ends_of(case.own)
+    if _on(case.measured, res.value_range): return res
+    lo,hi = map(_num, s.value_range)
+    raise ValueError(f"the pixel values run from {_num(a)} to {_num(b)}, and {s.name}'s statistics are for images from {lo} to {hi}: "
+                     "scale the images to that range or to [0, 1], or use `stats='custom'`")
+
+# %% ../nbs/02_policy.ipynb #a2c012ee
 def _constant(m):
     "Channels whose values are one constant, up to the rounding of float32"
     return m.std <= 1e-6*torch.maximum(m.min.abs(), m.max.abs())
@@ -86,7 +109,7 @@ def _divisor(m): return m.std.where(~_constant(m), 1.)
 
 def _lives_on(m):
     "The value range of measured images: that of the histogram if they keep to it, else their own"
-    lo,hi = m.min.min().item(),m.max.max().item()
+    lo,hi = _ends_of(m)
     return m.value_range if m.value_range[0]<=lo and hi<=m.value_range[1] else (lo, hi)
 
 def _how_many(m): return f"{m.n_images:,}" if m.complete or not m.population else f"{m.n_images:,} of {m.population:,}"
@@ -97,21 +120,25 @@ def _how_well(m):
 
 def _num(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
 
-# %% ../nbs/02_policy.ipynb #4df960dc
+# %% ../nbs/02_policy.ipynb #d8e8441d
 def _given(case):
     "`stats=` named statistics or numbers"
     s = case.stats
-    if isinstance(s, StatsChoice): s = s.stats
     if isinstance(s, str):
         if s=='auto':       return None
         if s=='custom':     return _custom(case, "the data's own statistics, as `stats='custom'` asks")
         if s=='pretrained': return _models(case, f"{case.whose} statistics, as `stats='pretrained'` asks")
+    stats = _named(s)
+    why = f"{'the numbers' if stats.name=='custom' else stats.name+' statistics'}, as `stats=` gives them"
+    return _Verdict(_applied(case, stats), 'imagenet' if is_imagenet(stats) else 'given', why)
+
+def _named(s):
+    "The statistics that `stats=` names or gives, or a ValueError that says what it takes"
     takes = "`stats` takes 'auto', 'custom', 'imagenet', 'pretrained', a model's name or (mean, std)"
-    try: stats = model_stats(s, n_channels=None)
+    try: res = model_stats(s.stats if isinstance(s, StatsChoice) else s, n_channels=None)
     except ValueError as e: raise ValueError(f"{takes}: {e}") from e
-    if stats is None: raise ValueError(f"{takes}, got None")
-    kind = 'imagenet' if is_imagenet(stats) else 'given'
-    return _Verdict(stats, kind, f"{'the numbers' if stats.name=='custom' else stats.name+' statistics'}, as `stats=` gives them")
+    if res is None: raise ValueError(f"{takes}, got None")
+    return res
 
 def _scratch(case):
     "No pretrained weights"
@@ -120,17 +147,18 @@ def _scratch(case):
 def _range(case):
     "Values off the model's range, or on a small part of it"
     if case.measured is None and (case.is_domain or case.frozen): return None
-    (lo,hi),(a,b) = case.model.value_range,(case.own.min.min().item(), case.own.max.max().item())
-    slack,used = .05*(hi-lo),(b-a)/(hi-lo)
+    if _on(case.own, case.model.value_range): return None
+    (lo,hi),(a,b) = case.model.value_range,_ends_of(case.own)
     where = f"the pixel values run from {_num(a)} to {_num(b)}, while {case.whose} statistics are for images from {_num(lo)} to {_num(hi)}"
-    if lo-slack<=a and b<=hi+slack and not 0<used<.1: return None
-    warning = f"{where}: they cannot apply; scale the images to that range first if you want them"
+    how = 'divide them by 255 (`IntToFloatTensor`)' if (lo, hi)==(0., 1.) and a>=0 and 1<b<=255 else 'scale the images to that range'
+    warning = f"{where}: they cannot apply; {how} first if you want them"
     return _custom(case, f"{where}, so the data's own", [warning])
 
 def _domain(case):
-    "A model of the user's own kind of images"
+    "A model of the user's own kind of images, which has statistics for their channels"
     m = case.model
-    if case.is_domain: return _models(case, f"{m.name} was pretrained on {m.domain} ({m.source}), so its own statistics")
+    if case.is_domain and (case.measured is None or len(m.mean)==case.own.n_channels):
+        return _models(case, f"{m.name} was pretrained on {m.domain} ({m.source}), so its own statistics")
 
 # %% ../nbs/02_policy.ipynb #f36c6841
 def _channels(case):
@@ -303,7 +331,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #c275cc63
+# %% ../nbs/02_policy.ipynb #41529ec1
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -317,7 +345,8 @@ def choose_stats(
     if n_images<1: raise ValueError(f"`n_images` must be at least 1, got {n_images}: the training split is empty")
     if not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
     if measured is not None and not measured.n_images: raise ValueError("`measured` has counted no images: give it batches first")
-    case = _Case(n_images, measured, model_stats(model, n_channels=None) or IMAGENET, pretrained, frozen, stats, policy)
+    model = _fitting(model_stats(model, n_channels=None) or IMAGENET, measured)
+    case = _Case(n_images, measured, model, pretrained, frozen, stats, policy)
     rule,v = next((name,v) for name,f in _rules.items() if (v := f(case)) is not None)
     notes = tuple(v.warnings+_general_warnings(case, v))
     return StatsChoice(v.stats, v.kind, rule, v.why+_partly(measured), n_images, measured, case.model, notes)
@@ -336,10 +365,13 @@ def _general_warnings(case, v):
     if len(v.stats.mean) not in (1, m.n_channels):
         raise ValueError(f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the {v.stats.name} statistics "
                          f"{len(v.stats.mean)}: give as many numbers as channels, or `stats='custom'`")
-    const = [c for c,o in enumerate(_constant(m)) if o]
     enough = m.complete or m.n_images>1 and max(_how_well(m))<=.05
     few = [] if enough else [f"the statistics rest on {_how_many(m)} images and are rough: raise `max_images`"]
-    if not const: return few
+    const = _constant_text(m, 'std 1 is used, the values become 0' if v.kind=='custom' else 'it carries nothing')
+    return [const, *few] if const else few
+
+def _constant_text(m, now='it carries nothing'):
+    "A sentence on the constant channels, `None` where there is none"
+    const = [c for c,o in enumerate(_constant(m)) if o]
     which = f"channel {const[0]} is" if len(const)==1 else f"channels {', '.join(map(str, const))} are"
-    now = 'std 1 is used, the values become 0' if v.kind=='custom' else 'it carries nothing'
-    return [f"{which} constant ({', '.join(_num(m.mean[c].item()) for c in const)}): {now}", *few]
+    return f"{which} constant ({', '.join(_num(m.mean[c].item()) for c in const)}): {now}" if const else None

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #954df9ed
+# %% ../nbs/06_transform.ipynb #786c9e2a
 import warnings
 from copy import copy
+from dataclasses import replace
 
 import torch
 from fastai.data.load import DataLoader
@@ -15,13 +16,14 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fasttransform import Pipeline
+from fasttransform import Pipeline, Transform
 from plum import NotFoundLookupError
 
 from .cache import measure_key, settle
-from .measure import _check_pass, measure_stats
+from .guards import check_images, check_loader
+from .measure import _check_pass, _unwrapped, look_at, measure_stats
 from .models import model_stats
-from .policy import NotMeasured, Policy, choose_stats
+from .policy import NotMeasured, Policy, _named, choose_stats
 from .running import _ranks
 
 # %% ../nbs/06_transform.ipynb #2c81a6e4
@@ -130,7 +132,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #2f13c64e
+# %% ../nbs/06_transform.ipynb #20688019
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -158,7 +160,7 @@ class DatasetStats(Normalize):
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
                              policy=policy or Policy())
         self.pass_args = dict(tol=tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite)
-        self.measure,self.verbose = measure,verbose
+        self.measure,self.verbose,self.trial = measure,verbose,False
         self._fits,self._known,self._train_signs,self.pinned,self._fused = [],[],(False, False),False,None
 
     @property
@@ -204,11 +206,11 @@ def _fuses(self:DatasetStats, x):
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
-# %% ../nbs/06_transform.ipynb #2df82962
+# %% ../nbs/06_transform.ipynb #5f0a8993
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
-    return stats if isinstance(stats, str) and stats in choose_words else choose_stats(1, stats=stats).stats
+    return stats if isinstance(stats, str) and stats in choose_words else _named(stats)
 
 _parts = dict(items='training items', n='number of items', load='how an item is loaded', item_tfms='item transforms',
               before='transforms before collating', batch='batch transforms')
@@ -220,7 +222,7 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #bde4f514
+# %% ../nbs/06_transform.ipynb #25b8077a
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -236,6 +238,18 @@ def _fit(self:DatasetStats, dl):
     if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (settle(key), self.choice)]
 
 @patch
+def _guards(self:DatasetStats, dl, choice, few):
+    "What the guards say to loader `dl` with this choice, made on its images or after a look at a `few`"
+    pipe = _unwrapped(dl).after_batch
+    fs = list(pipe.fs)
+    if _holds(pipe, self) and not any(f is self for f in fs):  # being set up: what comes later is known by name
+        named = [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Transform)]
+        fs = sorted({id(o): o for o in [*fs, *named]}.values(), key=lambda f: f.order)
+    said = check_loader(dl, fs, trial=self.trial)
+    m = choice.measured or few
+    return said if m is None else check_images(m, None if choice.kind=='custom' else choice.stats, choice.rule=='range') + said
+
+@patch
 def _choose(self:DatasetStats, dl, key):
     "Choose, with a pass over `dl` where the rules need one, and tell the user"
     def measured():
@@ -243,6 +257,11 @@ def _choose(self:DatasetStats, dl, key):
         return known or measure_stats(dl, verbose=self.verbose, **self.pass_args)
     try: choice = choose_stats(dl.n, measured() if self.measure else None, **self.question)
     except NotMeasured: choice = choose_stats(dl.n, measured(), **self.question)
+    few = look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite')}) if choice.measured is None else None
+    if few is not None:
+        again = choose_stats(dl.n, few, **self.question)  # do these numbers fit such images?
+        choice = replace(choice, stats=again.stats) if again.rule==choice.rule else choose_stats(dl.n, measured(), **self.question)
+    choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few)))
     if _ranks()[0]: return choice  # one process speaks for all
     for w in choice.warnings: warnings.warn(w)
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")

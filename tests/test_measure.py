@@ -756,11 +756,11 @@ def test_auto_choice_for_other_channel_counts(folder, img, c):
     assert (db.stats_choice.rule, db.stats_choice.kind, len(db.stats_choice.stats.mean))==('channels', 'custom', c)
 
 def test_frozen_body_and_one_channel(folder):
-    "No pass is made, so the mismatch shows at the first batch; three numbers for one channel must never broadcast"
+    "A look at a few images shows that the model has no numbers for them, so they are measured; three numbers for one channel must never broadcast"
     db = block(blocks=(ImageBlock(PILImageBW), CategoryBlock))
-    with pytest.raises(ValueError, match='1 channel.* statistics.* 3'): db.fit_stats(folder, frozen=True, **quiet, **small)
-    with pytest.warns(UserWarning, match='only 20'): db.fit_stats(folder, frozen=True, measure=True, **quiet, **small)
-    assert db.stats_choice.rule=='channels'
+    for kwargs in (dict(), dict(measure=True)):
+        with pytest.warns(UserWarning, match='only 20'): db.fit_stats(folder, frozen=True, **kwargs, **quiet, **small)
+        assert db.stats_choice.rule=='channels'
 
 def test_16_bit_values_are_off_the_models_range(folder):
     db = DataBlock((DeepBlock, CategoryBlock), get_items=sorted_files, get_y=parent_label, splitter=IndexSplitter(range(0, 27, 4)))
@@ -772,7 +772,7 @@ def test_16_bit_values_are_off_the_models_range(folder):
 @pytest.mark.parametrize('kwargs', [dict(stats='imagenet'), dict(frozen=True), dict(stats=((.5,)*3, (.2,)*3))], ids=str)
 def test_no_pass_where_none_is_needed(folder, passes, kwargs):
     with opened() as names: block().fit_stats(folder, **kwargs, **quiet, **small)
-    assert not passes and len(set(names))<=1
+    assert not passes and len(set(names))<=5  # a handful is looked at by the guards
     db = block().fit_stats(folder, measure=True, **kwargs, **quiet, **small)
     check(db.stats_choice.measured, pixels(train_files(folder)))
 

@@ -139,8 +139,39 @@ one_channel = measured(mean=M[:1]+.3, std=S[:1])
 def test_first_rule_wins(first, second, n, m, kwargs): assert rule(n, m, **kwargs)==first
 
 def test_domain_model_for_other_channels():
-    "`domain` comes before `channels`; three numbers for one channel cannot be used, and silence would broadcast them"
-    with pytest.raises(ValueError, match='1 channel and the xray-net statistics 3'): choose_stats(5000, one_channel, model=xray)
+    "`domain` comes before `channels` where the model has numbers for them; three for one channel cannot be used, and silence would broadcast them"
+    assert rule(5000, one_channel, model='lunit-dino')=='channels'
+    for model,want in ((xray, ((.5,), (.25,))), ('rad-dino', ((.5307,), (.2583,)))):
+        c = choose_stats(5000, one_channel, model=model)
+        assert (c.rule, c.kind, tuple(c.stats))==('domain', 'pretrained', want)
+
+# --- published for another range
+
+@pytest.mark.parametrize('name, native', [('chexzero', ((101.48761,)*3, (83.43944,)*3, 0, 255)), ('torchxrayvision', ((0.,)*3, (1.,)*3, -1024, 1024))])
+def test_published_range(name, native):
+    "The same normalised values on the published range and on [0, 1]; on others a refusal; without a look at the pixels nothing"
+    mean,std,lo,hi = native
+    for kwargs in (dict(model=name), dict(stats=name), dict(model=name, frozen=True), dict(model=name, stats='pretrained')):
+        with pytest.raises(NotMeasured): choose_stats(5000, **kwargs)
+        x = measured()
+        c = choose_stats(5000, x, **kwargs)
+        for v in (0., .3, 1.):
+            want = [(lo+v*(hi-lo)-m)/s for m,s in zip(mean, std)]
+            np.testing.assert_allclose([(v-m)/s for m,s in zip(*c.stats)], want, rtol=1e-6, atol=1e-9)
+        assert c.rule!='range' and 'restated' in c.stats.source
+        wide = RunningStats(value_range=(lo, hi)).update(lo+torch.rand(50, 3, 8, 8).double()*(hi-lo))
+        assert tuple(choose_stats(5000, wide, **kwargs).stats)==(mean, std)
+    hounsfield = RunningStats(value_range=(-1200, 4000)).update(torch.rand(50, 3, 8, 8)*4000-1100)
+    assert rule(5000, hounsfield, model=name)=='range'
+    with pytest.raises(ValueError, match=f"run from .* {name}'s statistics are for images from"): choose_stats(5000, hounsfield, stats=name)
+
+def test_numbers_for_another_range_are_not_restated_unless_published():
+    hu = NormStats((.4,)*3, (.3,)*3, name='chexzero', domain='CT', value_range=(-1024, 1024))
+    assert rule(5000, measured(), model=hu)=='range'
+
+def test_domain_model_with_imagenets_numbers():
+    c = choose_stats(100, model='uni')
+    assert (c.rule, c.kind, c.stats.name, tuple(c.stats))==('domain', 'pretrained', 'uni', tuple(IMAGENET)) and 'mahmoodlab/UNI' in c.why
 
 # --- what is given
 
