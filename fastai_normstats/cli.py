@@ -9,7 +9,7 @@ __all__ = ['CliError', 'main']
 import argparse, os, sys, tempfile, warnings
 from pathlib import Path
 
-# %% ../nbs/11_cli.ipynb #39ba7369
+# %% ../nbs/11_cli.ipynb #1721ec34
 class CliError(Exception):
     "A user's mistake, said in one line"
 
@@ -32,7 +32,7 @@ def _positive(s):
 
 def _fit_options(p, size=224):
     "The options of `fit`, which `demo` has as well"
-    p.add_argument('--model', help="model whose statistics are weighed: a timm or torchvision name (default: ImageNet's)")
+    p.add_argument('--model', help="model whose statistics are weighed: a name that `normstats models` knows (default: ImageNet's)")
     p.add_argument('--size', type=_positive, default=size, help='images are squished to SIZE x SIZE pixels (default: %(default)s)')
     g = p.add_mutually_exclusive_group()
     g.add_argument('--valid-pct', type=_share, default=.2, help='share of images kept for validation and not opened (default: %(default)s)')
@@ -44,7 +44,7 @@ def _fit_options(p, size=224):
     p.add_argument('--out', type=_name, help='write the choice to this JSON file, for `normstats show`')
     p.add_argument('--plot', type=_name, help='write the histograms to this picture file (.png, .pdf, .svg)')
 
-# %% ../nbs/11_cli.ipynb #b4547ac3
+# %% ../nbs/11_cli.ipynb #938250e8
 def _parser():
     from fastai_normstats import __version__
     p = _Parser(prog='normstats', description='Normalization statistics of an image folder: measured on the training split, '
@@ -57,6 +57,9 @@ def _parser():
     show = sub.add_parser('show', help='print a saved choice')
     show.add_argument('file', metavar='FILE', type=_name, help='a JSON file that `normstats fit --out` or `StatsChoice.save` wrote')
     show.add_argument('--plot', type=_name, help='write the histograms to this picture file (.png, .pdf, .svg)')
+    models = sub.add_parser('models', help='list the pretrained models whose statistics are known, or what one of them expects')
+    models.add_argument('name', metavar='NAME', nargs='?', default='', help='part of a name in the list, or a timm or torchvision name, or a folder')
+    models.add_argument('--domain', default='', help="only those for kinds of images that hold this, e.g. 'x-ray'")
     demo = sub.add_parser('demo', help="run `fit` on scikit-learn's 1,797 handwritten digits")
     _fit_options(demo, size=64)
     demo.set_defaults(plot='normstats-demo.png')
@@ -150,8 +153,29 @@ def _cmd_demo(args):
         _write_digits(Path(d))
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #9f5e97a1
-_commands = dict(fit=_cmd_fit, show=_cmd_show, demo=_cmd_demo)
+# %% ../nbs/11_cli.ipynb #d353cbb4
+def _nums(v): return ', '.join(f'{o:.6g}' for o in v)
+
+def _cmd_models(args):
+    "A table of those that match, or all there is to say of one"
+    from fastai_normstats.models import known_models, model_stats
+    df = known_models(args.name, args.domain)
+    exact = df[df.name.str.lower()==args.name.lower().replace('_', '-')]
+    if len(exact)==1 or df.empty and not args.domain: return _print_stats(args.name, model_stats(args.name, n_channels=None), exact)
+    if df.empty: raise CliError(f"no model named like {args.name!r} for images like {args.domain!r}: `normstats models` lists all")
+    df['range'] = [f'{a:g}–{b:g}' for a,b in df.value_range]
+    df['input'] = df.input_size.astype(object).where(df.input_size.notna(), '–')
+    for k in ('mean', 'std'): df[k] = [_nums(dict.fromkeys(v)) for v in df[k]]
+    print(df[['name', 'mean', 'std', 'range', 'channels', 'input', 'domain']].to_string(index=False))
+
+def _print_stats(name, s, row):
+    "What one model expects"
+    size = '' if row.empty or row.input_size.isna().all() else f'\ninput:  {row.input_size.item()} x {row.input_size.item()} pixels'
+    print(f"{name}{f' ({s.domain})' if s.domain else ''}\nmean:   {_nums(s.mean)}\nstd:    {_nums(s.std)}\n"
+          f"for:    images from {s.value_range[0]:g} to {s.value_range[1]:g}, {len(s.mean)} channel{'s'*(len(s.mean)!=1)}{size}\nsource: {s.source}")
+
+# %% ../nbs/11_cli.ipynb #20c552ab
+_commands = dict(fit=_cmd_fit, show=_cmd_show, models=_cmd_models, demo=_cmd_demo)
 
 def _one_line(e):
     if isinstance(e, OSError) and e.filename and e.strerror: return f"{e.strerror}: {e.filename}"

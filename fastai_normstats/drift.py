@@ -129,13 +129,13 @@ def _disagreement(used, want, choice, name):
 
 def _numbers(s): return ' / '.join('('+', '.join(f'{v:.4g}' for v in o)+')' for o in s)
 
-# %% ../nbs/08_drift.ipynb #cbb79088
+# %% ../nbs/08_drift.ipynb #0ef311ee
 @patch
 def check_stats(self:Learner,
     model=None,        # What `model_stats` takes, where `learn.arch` does not say it (other `weights`, a network of your own)
     verbose:bool=True  # Print what was found where nothing is wrong?
 )->pd.DataFrame:
-    "The statistics in the pipeline beside those that the model expects, one row a channel; a warning where they differ for no stated reason"
+    "The statistics in the pipeline beside those that the model expects, one row a channel; warns where they differ for no stated reason"
     used,(want,name) = used_stats(self.dls.train),_expected(self, model)
     choice = getattr(_normalize_in(self.dls.train), 'choice', None)
     pretrained,known = getattr(self, 'pretrained', True),isinstance(want, NormStats)

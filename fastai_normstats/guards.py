@@ -21,7 +21,7 @@ from .measure import _unwrapped, handful
 from .models import IMAGENET
 from .policy import _constant_text, _ends_of, _num
 
-# %% ../nbs/05_guards.ipynb #838d0ac2
+# %% ../nbs/05_guards.ipynb #2b0323d0
 def already_normalised(
     m  # `RunningStats` of the images before normalisation
 )->str|None:
@@ -33,7 +33,8 @@ def already_normalised(
     elif _spans(m, -torch.ones(1), torch.ones(1)):  how = "they fill [-1, 1]"
     elif (m.mean.abs()<.25).all() and (m.std.log().abs()<.25).all(): how = "mean and std are about 0 and 1"
     lo,hi = map(_num, _ends_of(m))
-    return how and f"the images look normalised already ({how}; values from {lo} to {hi}, mean {_each(m.mean)}, std {_each(m.std)}): {again}"
+    values = f"values from {lo} to {hi}, mean {_each(m.mean)}, std {_each(m.std)}"
+    return how and f"the images look normalised already ({how}; {values}): {again}"
 
 def _spans(m, lo, hi):
     "Do the values of every channel lie between `lo` and `hi`, and reach down to within 2 % of the span from `lo`?"
@@ -125,7 +126,7 @@ def less_than_a_batch(
     return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete batches are dropped: "
             f"training would see none; use `bs={max(1, 2**(dl.n.bit_length()-1))}`")
 
-# %% ../nbs/05_guards.ipynb #a0074bf6
+# %% ../nbs/05_guards.ipynb #da885f8e
 def _raw(file):
     "The values in an image file of more than 8 bits, `None` for others and for what Pillow does not read"
     try:
@@ -163,8 +164,8 @@ def clipped(
         with no_random(0, reproducible=False): found = _loading(dl, i)
         if found is None or not (share := _cut(raw := _raw(found[0]), found[1])): continue
         return (f"{Path(found[0]).name} holds values from {_num(raw.min())} to {_num(raw.max())} and is loaded as 8 bits: {share:.0%} of "
-                f"its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, e.g. with `{_remedy}` "
-                "in place of `ImageBlock`")
+                "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, e.g. with "
+                f"`{_remedy}` in place of `ImageBlock`")
 
 # %% ../nbs/05_guards.ipynb #644516e7
 def _said(*sentences): return [s for s in sentences if s]
