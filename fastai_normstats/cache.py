@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe', 'describe_items', 'Described', 'measure_key', 'settle']
 
-# %% ../nbs/04_cache.ipynb #9cd06fe7
+# %% ../nbs/04_cache.ipynb #93da19e3
 import hashlib, inspect, os, sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import TfmdDL
+from fastai.vision.augment import AffineCoordTfm
 from fasttransform import Pipeline, Transform
 
 from .measure import before_normalize
@@ -82,7 +83,7 @@ def _function(f, inner, state):
     return ('function', f.__module__, f.__code__, inner(f.__defaults__), inner(f.__kwdefaults__), tuple(map(cell, f.__closure__ or ())),
             _held(outside, inner))
 
-# %% ../nbs/04_cache.ipynb #0bcddf76
+# %% ../nbs/04_cache.ipynb #aaaa0b6d
 _bases = (object, Transform)
 
 def _params(cls):
@@ -100,7 +101,7 @@ def _object(o, inner, state):
     if lost and not fastais: return (_Same(o), held)  # fastai's `Flip`, `Rotate`… keep theirs in `aff_fs`
     names = [n for n in names if n not in lost]
     funcs = tuple(inner(m.implementation) for nm in ('encodes', 'decodes') for m in getattr(vars(o).get(nm), 'methods', ()))
-    own = tuple(getattr(o, n, None) for n in ('order', 'split_idx'))
+    own = getattr(o, 'order', None), None if isinstance(o, AffineCoordTfm) else getattr(o, 'split_idx', None)  # those take over the last batch's
     return (type(o), tuple((n, inner(getattr(o, n))) for n in names), funcs, own, held)
 
 # %% ../nbs/04_cache.ipynb #f6fa9b45

@@ -21,7 +21,7 @@ from .measure import _unwrapped, handful
 from .models import IMAGENET
 from .policy import _constant_text, _ends_of, _num
 
-# %% ../nbs/05_guards.ipynb #2b0323d0
+# %% ../nbs/05_guards.ipynb #c09c7dc0
 def already_normalised(
     m  # `RunningStats` of the images before normalisation
 )->str|None:
@@ -31,7 +31,7 @@ def already_normalised(
     black,white = ((v-torch.tensor(IMAGENET.mean))/torch.tensor(IMAGENET.std) for v in (0., 1.))
     if m.n_channels==3 and _spans(m, black, white): how = "black and white lie where ImageNet's statistics put them"
     elif _spans(m, -torch.ones(1), torch.ones(1)):  how = "they fill [-1, 1]"
-    elif (m.mean.abs()<.25).all() and (m.std.log().abs()<.25).all(): how = "mean and std are about 0 and 1"
+    elif (m.mean.abs()<1.5).all() and (m.std>.3).all() and (m.std<2).all(): how = "mean and std are near 0 and 1"
     lo,hi = map(_num, _ends_of(m))
     values = f"values from {lo} to {hi}, mean {_each(m.mean)}, std {_each(m.std)}"
     return how and f"the images look normalised already ({how}; {values}): {again}"
@@ -126,7 +126,7 @@ def less_than_a_batch(
     return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete batches are dropped: "
             f"training would see none; use `bs={max(1, 2**(dl.n.bit_length()-1))}`")
 
-# %% ../nbs/05_guards.ipynb #da885f8e
+# %% ../nbs/05_guards.ipynb #7d169bf6
 def _raw(file):
     "The values in an image file of more than 8 bits, `None` for others and for what Pillow does not read"
     try:
@@ -143,7 +143,7 @@ def _loading(dl, i):
         file = x if _is_file(x) else None
         if file is not None and _raw(file) is None: return None
         x = f(x)
-        if file is not None: return file,x
+        if file is not None and not _is_file(x): return file,x
 
 def _cut(raw, loaded):
     "Share of the values of `raw` above 255 that `loaded` has as 255, or with fractions cut off; 0 where `loaded` is something else"
@@ -167,7 +167,7 @@ def clipped(
                 "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, e.g. with "
                 f"`{_remedy}` in place of `ImageBlock`")
 
-# %% ../nbs/05_guards.ipynb #644516e7
+# %% ../nbs/05_guards.ipynb #bb138441
 def _said(*sentences): return [s for s in sentences if s]
 
 def check_images(
@@ -178,8 +178,9 @@ def check_images(
     "What the guards say to the pixels: a list of sentences; a constant channel is the choice's to mention"
     if not m.n_images: return []
     some = m.complete or m.n_images>=100  # enough to speak of the whole set
-    off = [] if range_said else [unscaled(m), stats and off_range(m, stats), some and unused_range(m)]
-    return _said(already_normalised(m), *off, some and background(m))
+    again = already_normalised(m)
+    off = [] if range_said or again else [unscaled(m), stats and off_range(m, stats), some and unused_range(m)]
+    return _said(again, *off, some and background(m))
 
 def check_loader(
     dl,              # The training loader

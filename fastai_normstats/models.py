@@ -107,7 +107,7 @@ def _published_stats(name, numbers, domain, size, source):
 
 _registry = {row[0]: _published_stats(*row) for row in _published}
 
-# %% ../nbs/01_models.ipynb #54770770
+# %% ../nbs/01_models.ipynb #f26da5ed
 def known_models(
     name:str='',   # Only models whose name holds this
     domain:str=''  # Only models for kinds of images that hold this, e.g. `'x-ray'`
@@ -117,7 +117,8 @@ def known_models(
     rows = [dict(name=k, mean=s.mean, std=s.std, domain=s.domain, value_range=s.value_range, channels=len(s.mean), input_size=sizes[k],
                  source=s.source) for k,s in _registry.items()]
     df = pd.DataFrame(rows).astype({'input_size': 'Int64'})
-    found = [df[c].str.lower().str.contains(v.lower(), regex=False) for c,v in dict(name=name, domain=domain).items()]
+    name = name.lower().replace('_', '-')
+    found = [df.name.str.replace('_', '-').str.contains(name, regex=False), df.domain.str.lower().str.contains(domain.lower(), regex=False)]
     return df[found[0] & found[1]].reset_index(drop=True)
 
 # %% ../nbs/01_models.ipynb #6d306a63
@@ -164,7 +165,7 @@ def _from_callable(f, weights=None):
     if weights not in known.__members__: raise ValueError(f"{name} has no weights {weights!r}: it has {', '.join(known.__members__)}")
     return _from_weights(known[weights], name)
 
-# %% ../nbs/01_models.ipynb #c51846fc
+# %% ../nbs/01_models.ipynb #8807c2b2
 def _names():
     "All names that `model_stats` understands here"
     from torchvision.models import list_models
@@ -190,7 +191,7 @@ def _from_name(name):
     from torchvision.models import get_model_weights, get_weight, list_models
     if name in list_models(): return _from_weights(get_model_weights(name).DEFAULT, name)
     if os.path.exists(name): return _from_path(Path(name))
-    if '_Weights.' not in name: raise _unknown(name)
+    if 'Weights.' not in name: raise _unknown(name)
     try: return _from_weights(get_weight(name))
     except (ValueError, KeyError) as e: raise ValueError(f"unknown weights {name!r}: {e}") from e
 

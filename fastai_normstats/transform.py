@@ -222,7 +222,7 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #25b8077a
+# %% ../nbs/06_transform.ipynb #9c82c9b7
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -241,10 +241,9 @@ def _fit(self:DatasetStats, dl):
 def _guards(self:DatasetStats, dl, choice, few):
     "What the guards say to loader `dl` with this choice, made on its images or after a look at a `few`"
     pipe = _unwrapped(dl).after_batch
-    fs = list(pipe.fs)
-    if _holds(pipe, self) and not any(f is self for f in fs):  # being set up: what comes later is known by name
-        named = [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Transform)]
-        fs = sorted({id(o): o for o in [*fs, *named]}.values(), key=lambda f: f.order)
+    fs = [f for f in pipe.fs if not isinstance(f, Normalize)]  # which this one replaces
+    if _holds(pipe, self): fs += [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Transform) and o not in fs]  # being set up
+    fs = sorted([*fs, *([] if self in fs else [self])], key=lambda f: f.order)
     said = check_loader(dl, fs, trial=self.trial)
     m = choice.measured or few
     return said if m is None else check_images(m, None if choice.kind=='custom' else choice.stats, choice.rule=='range') + said

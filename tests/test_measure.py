@@ -470,6 +470,14 @@ def test_transform_changed_in_place(folder, passes, monkeypatch, make):
     check(db.dataloaders(folder, **small).stats_choice.measured, want)
     assert len(passes)==2
 
+def test_augmentation_that_a_validation_batch_went_through(folder, passes):
+    "fastai's affine transforms take over the `split_idx` of each batch"
+    db = block(batch_tfms=aug_transforms()).fit_stats(folder, **custom, **small)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        for _ in range(2): db.dataloaders(folder, **small).valid.one_batch()
+    assert len(passes)==1
+
 def test_other_loading_function(folder, passes):
     stats = DatasetStats(**custom)
     for cls,mode in ((PILImage, 'RGB'), (PILImageBW, 'L')):
