@@ -1,13 +1,13 @@
 "The whole way on 3,146 real chest X-rays, where they are at hand: a folder beside the repository, or wherever NORMSTATS_DATA points"
-import os
+import os,warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fastai.callback.training import ShortEpochCallback
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, Normalize, RandomSplitter, Resize, get_image_files, load_learner,
-                               parent_label, resnet18, resnet34, vision_learner)
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IntToFloatTensor, Normalize, PILImageBW, RandomSplitter, Resize, TensorImage,
+                               TransformBlock, aug_transforms, get_image_files, load_learner, parent_label, resnet18, resnet34, vision_learner)
 from PIL import Image
 
 from fastai_normstats.all import StatsChoice
@@ -63,3 +63,73 @@ def test_command_line_agrees(capsys, tmp_path):
     out = capsys.readouterr().out
     assert '3,146 images' in out and 'rule `enough`' in out and (tmp_path/'p.png').stat().st_size>10_000
     np.testing.assert_allclose(StatsChoice.load(tmp_path/'s.json').stats.mean, .4815, atol=.003)
+
+# --- guards and model statistics on real images
+
+def said(f, *args, **kwargs):
+    with warnings.catch_warnings(record=True) as res:
+        warnings.simplefilter('always')
+        f(*args, **kwargs)
+    return [str(w.message) for w in res if issubclass(w.category, UserWarning)]
+
+def loaders(path, block=ImageBlock, **kwargs):
+    kwargs = {'item_tfms': Resize(64, method='squish'), 'batch_tfms': [], **kwargs}
+    return DataBlock((block, CategoryBlock), get_items=lambda p: p if isinstance(p, list) else get_image_files(p), get_y=parent_label,
+                     splitter=RandomSplitter(.2, seed=0), **kwargs)
+
+@pytest.mark.parametrize('tfms', [[], aug_transforms()], ids=['plain', 'augmented'])
+@pytest.mark.parametrize('kwargs', [dict(), dict(model='rad-dino'), dict(pretrained=False), dict(frozen=True), dict(stats='imagenet')], ids=str)
+def test_no_false_alarm_on_x_rays(tfms, kwargs):
+    db = loaders(CXR, batch_tfms=tfms)
+    files = sorted(get_image_files(CXR))[::5]
+    assert not said(db.fit_stats, files, bs=32, num_workers=0, verbose=False, **kwargs)
+    assert not said(db.dataloaders(files, bs=32, num_workers=0).check_stats, verbose=False)
+
+def test_domain_model_end_to_end(monkeypatch):
+    "rad-dino's statistics, no pass, the source in the reason, and the right numbers in the batch"
+    from fastai_normstats import transform
+    monkeypatch.setattr(transform, 'measure_stats', lambda *a, **k: pytest.fail('a pass was made'))
+    db = loaders(CXR).fit_stats(CXR, model='rad-dino', num_workers=0, verbose=False)
+    c = db.stats_choice
+    assert (c.rule, c.kind, c.measured)==('domain', 'pretrained', None) and 'RAD-DINO preprocessor_config.json' in c.why and 'chest X-ray' in c.why
+    dl = db.dataloaders(CXR, bs=8, num_workers=0).valid
+    x = dl.one_batch()[0]
+    want = np.stack([np.asarray(Image.open(f).convert('RGB').resize((64, 64), Image.BILINEAR)) for f in dl.items[:8]])/255.
+    np.testing.assert_allclose(x.permute(0, 2, 3, 1), (want-.5307)/.2583, atol=1e-5)
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(frozen=True)], ids=str)
+def test_chexzero_on_real_x_rays(kwargs):
+    "Its numbers for 0-255, on images in [0, 1]"
+    db = loaders(CXR).fit_stats(sorted(get_image_files(CXR))[::10], model='chexzero', num_workers=0, verbose=False, **kwargs)
+    np.testing.assert_allclose([o[0] for o in db.stats_choice.stats], [101.48761/255, 83.43944/255])
+    assert db.stats_choice.rule=='domain'
+
+CT = DATA/'ct'/'png16'
+def hounsfield(f): return TensorImage(np.asarray(Image.open(f), dtype=np.float32)[None]-1024)
+def lung_window(f): return PILImageBW.create(((hounsfield(f)[0].numpy()+1350)/1500*255).clip(0, 255).astype(np.uint8))
+
+@pytest.mark.parametrize('block', [ImageBlock, ImageBlock(PILImageBW)], ids=['PILImage', 'PILImageBW'])
+def test_16_bit_ct_is_caught(block):
+    db = loaders(CT, block)
+    res = [s for s in said(db.fit_stats, CT, num_workers=0, verbose=False) if 'clipped' in s]
+    assert len(res)==1 and res[0] in db.stats_choice.warnings and 'TransformBlock(type_tfms=' in res[0]
+
+def test_16_bit_ct_as_hounsfield_units():
+    "The remedy: nothing clipped, and the numbers that numpy finds in the same files"
+    db = loaders(CT, TransformBlock(type_tfms=hounsfield), item_tfms=[])
+    res = said(db.fit_stats, CT, tol=0, num_workers=0, verbose=False)
+    m = db.stats_choice.measured
+    x = np.stack([np.asarray(Image.open(f), dtype=float)-1024 for f in db.dataloaders(CT, bs=8, num_workers=0).train_ds.items])
+    assert len(res)==1 and 'cannot apply' in res[0] and db.stats_choice.rule=='range'  # HU are not what ImageNet's numbers are for
+    for got,want in ((m.mean, x.mean()), (m.std, x.std()), (m.image_std, x.std((1,2)).mean())): np.testing.assert_allclose(got, want, rtol=1e-6)
+
+def test_16_bit_ct_whole_set_as_in_its_readme():
+    "The reference of the data's README: 224², bilinear"
+    def small(f): return TensorImage(np.array(Image.fromarray(np.asarray(Image.open(f), dtype=np.float32)-1024).resize((224, 224), Image.BILINEAR))[None])
+    files = sorted(get_image_files(CT))
+    db = DataBlock(TransformBlock(type_tfms=small), splitter=lambda o: (range(len(o)), []), n_inp=1)
+    m = db.fit_stats(files, tol=0, pretrained=False, num_workers=0, verbose=False).stats_choice.measured
+    np.testing.assert_allclose([m.mean.item(), m.std.item(), m.image_std.item()], [-569.67, 477.26, 462.29], atol=.01)
+
+def test_16_bit_ct_windowed():
+    assert not said(loaders(CT, TransformBlock(type_tfms=lung_window, batch_tfms=IntToFloatTensor), item_tfms=[]).fit_stats, CT, pretrained=False, num_workers=0, verbose=False)

@@ -1,0 +1,196 @@
+"Other images against the statistics in use, against numpy over the same files; what a learner's model expects"
+
+import re,warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from fastai.data.core import DataLoaders,TfmdDL
+from fastai.torch_core import TensorImage
+from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,Learner,MaskBlock,Normalize,PILImageBW,Resize,convnext_tiny,get_image_files,
+                               imagenet_stats,parent_label,resnet18,resnet34,unet_learner,vision_learner)
+from PIL import Image
+from torch import nn
+from torchvision.models import VGG16_Weights,vgg16
+
+from fastai_normstats.all import DatasetStats
+from fastai_normstats.drift import used_stats
+from fastai_normstats.models import IMAGENET
+from helpers import image_folder
+
+small,quiet = dict(bs=4, num_workers=0),dict(verbose=False)
+N = 60
+valid = range(0, N, 3)
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('drift')/'images', n=N)
+
+def block(blocks=(ImageBlock, CategoryBlock), **kwargs):
+    return DataBlock(blocks, get_items=lambda p: sorted(get_image_files(p)), get_y=parent_label, splitter=IndexSplitter(valid),
+                     **{'item_tfms': Resize(16), **kwargs})
+
+@pytest.fixture
+def dls(folder): return block().dataloaders(folder, **small).fit_stats(pretrained=False, **quiet)
+
+def pixels(files): return np.stack([np.asarray(Image.open(f).convert('RGB')) for f in files])/255.
+
+def effects(x, train=None, stats=None):
+    "Shift, std ratio and the larger z, from numpy: images as units; the standard errors of both sets where both were measured"
+    m,s = (train.mean((0,1,2)), train.std((0,1,2))) if stats is None else map(np.array, stats)
+    def se(x): return x.mean((1,2)).std(0, ddof=1)/len(x)**.5, ((x-x.mean((0,1,2)))**2).mean((1,2)).std(0, ddof=1)/(2*x.std((0,1,2))*len(x)**.5)
+    shift,ratio = (x.mean((0,1,2))-m)/s,x.std((0,1,2))/s
+    a,b = se(x)[0]/s,se(x)[1]/x.std((0,1,2))
+    if train is not None: c,d = (o/train.std((0,1,2)) for o in se(train)); a,b = np.hypot(a, c),np.hypot(b, d)
+    return shift, ratio, np.abs(shift)/a, np.abs(np.log(ratio))/b
+
+def check(df, x, **kwargs):
+    shift,ratio,za,zb = effects(x, **kwargs)
+    np.testing.assert_allclose(df['shift'], shift, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(df['std_ratio'], ratio, rtol=1e-5)
+    for c,r in enumerate(df.itertuples()):
+        big = [z for z,e in ((za[c], abs(shift[c])), (zb[c], abs(np.log(ratio[c])))) if e>=.1]
+        np.testing.assert_allclose(r.z, max(big) if big else (za, zb)[int(abs(np.log(ratio[c]))>abs(shift[c]))][c], rtol=1e-3)
+        assert r.verdict==('alike' if not big else 'drifted' if max(big)>3 else 'too few') and r.n==len(x)
+
+def test_validation_images(dls):
+    df = dls.check_stats(tol=0, **quiet)
+    assert list(df.columns)==['channel', 'n', 'shift', 'std_ratio', 'z', 'verdict', 'n_needed']
+    check(df, pixels(dls.valid_ds.items), train=pixels(dls.train_ds.items))
+
+def test_against_numbers_by_hand(folder):
+    dls = block(batch_tfms=Normalize.from_stats([.3]*3, [.2]*3, cuda=False)).dataloaders(folder, **small)
+    check(dls.check_stats(**quiet), pixels(dls.valid_ds.items), stats=([.3]*3, [.2]*3))
+
+def test_against_imagenet_the_mean_of_image_stds_counts(folder):
+    dls = block(batch_tfms=Normalize.from_stats(*imagenet_stats, cuda=False)).dataloaders(folder, **small)
+    assert used_stats(dls.train)==IMAGENET
+    x = pixels(dls.valid_ds.items)
+    np.testing.assert_allclose(dls.check_stats(**quiet)['std_ratio'], x.std((1,2)).mean(0)/IMAGENET.std, rtol=1e-5)
+
+def test_what_can_be_checked(dls, folder):
+    "A loader, items and a folder: the same images, the same rows"
+    files = sorted(get_image_files(folder))
+    rows = [dls.check_stats(o, tol=0, **quiet) for o in (dls.test_dl(files), files, folder, str(folder))]
+    for r in rows: check(r, pixels(files), train=pixels(dls.train_ds.items))
+    check(dls.check_stats(dls.train, tol=0, **quiet), pixels(dls.train_ds.items), train=pixels(dls.train_ds.items))
+
+def test_groups(dls):
+    df = dls.check_stats(by=lambda f: f.parent.name, **quiet)
+    assert sorted({*df.group})==['a', 'b'] and len(df)==6
+    for g,rows in df.groupby('group'): check(rows, pixels([f for f in dls.valid_ds.items if f.parent.name==g]), train=pixels(dls.train_ds.items))
+
+def test_groups_of_rows(folder):
+    df = pd.DataFrame(dict(file=sorted(map(str, get_image_files(folder))), site=list('xyy')*(N//3)))
+    db = DataBlock(ImageBlock, get_x=lambda r: r.file, splitter=IndexSplitter(range(30)), n_inp=1, item_tfms=Resize(16))
+    dls = db.dataloaders(df, **small).fit_stats(pretrained=False, **quiet)
+    res = dls.check_stats(by=lambda r: r.site, **quiet)
+    assert res.groupby('group').n.first().to_dict()==dict(x=10, y=20)
+
+def images_of(means, n_pixels=64, spread=.05):
+    "Loaders over images given as arrays; the first 40 are for training"
+    rng = np.random.default_rng(0)
+    x = [(TensorImage(torch.tensor(rng.normal(m, spread, (1, 8, 8)).clip(0, 1), dtype=torch.float32)),) for m in means]
+    train,valid = TfmdDL(x[:40], bs=8, num_workers=0, shuffle=True, drop_last=True, n_inp=1),TfmdDL(x[40:], bs=8, num_workers=0, n_inp=1)
+    return DataLoaders(train, valid)
+
+@pytest.mark.parametrize('shift, n, want', [(.02, 5000, 'alike'), (0., 20, 'alike'), (.3, 400, 'drifted'), (-.3, 400, 'drifted')])
+def test_verdict_weighs_size_and_certainty(shift, n, want):
+    "A tiny shift of thousands of images is certain and still alike"
+    rng = np.random.default_rng(1)
+    base = np.resize([.4, .6], 40)
+    dls = images_of([*base, *(rng.permutation(np.resize([.4, .6], n))+shift*.11)]).fit_stats(stats=([.5], [.112]), **quiet)
+    r = dls.check_stats(**quiet).iloc[0]
+    assert r.verdict==want and (want!='alike' or n<1000 or r.z>3 or abs(r['shift'])<.1)
+
+def test_too_few_says_how_many():
+    rng = np.random.default_rng(1)
+    dls = images_of([*np.resize([.3, .7], 40), *rng.normal(.56, .2, 8)]).fit_stats(stats=([.5], [.2]), **quiet)
+    r = dls.check_stats(**quiet).iloc[0]
+    assert r.verdict=='too few' and 0<r.z<3 and r.n_needed==int(np.ceil(8*(3/r.z)**2))
+    one = dls.check_stats(TfmdDL([dls.valid.dataset[0]], bs=1, num_workers=0, n_inp=1), **quiet).iloc[0]
+    assert one.n==1 and np.isnan(one.z) and one.verdict in ('too few', 'alike')
+
+@pytest.mark.parametrize('f, match', [(lambda dls, p: block().dataloaders(p, **small).check_stats(), 'not normalised'),
+    (lambda dls, p: dls.check_stats([]), '`dl` is empty'), (lambda dls, p: dls.check_stats(p/'nowhere'), 'no images in'),
+    (lambda dls, p: DataLoaders(dls.train).check_stats(), 'no validation images')])
+def test_nothing_to_check(dls, folder, f, match):
+    with pytest.raises(ValueError, match=match): f(dls, folder)
+
+def test_other_channels(dls, folder):
+    grey = block((ImageBlock(PILImageBW), CategoryBlock)).dataloaders(folder, **small)
+    with pytest.raises(ValueError, match='1 channel and the statistics in use 3'): dls.check_stats(grey.valid, **quiet)
+
+def test_draws_and_pipelines_stay(dls):
+    before = dls.stats_choice,[list(dl.after_batch.fs) for dl in dls.loaders],torch.random.get_rng_state()
+    dls.check_stats(by=lambda f: f.parent.name, **quiet)
+    assert before[0] is dls.stats_choice and before[1]==[list(dl.after_batch.fs) for dl in dls.loaders] and torch.equal(before[2], torch.random.get_rng_state())
+
+# --- the learner
+
+def said(f, *args, **kwargs):
+    with warnings.catch_warnings(record=True) as res:
+        warnings.simplefilter('always')
+        out = f(*args, **kwargs)
+    return [str(w.message) for w in res if issubclass(w.category, UserWarning) and 'torchvision' not in str(w.filename)],out
+
+def learner(folder, arch, tfms=(), trained=True, **fit):
+    "A learner as if its weights had been downloaded"
+    dls = block(batch_tfms=list(tfms)).dataloaders(folder, **small)
+    if fit: dls.fit_stats(**fit, **quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn = vision_learner(dls, arch, pretrained=False)
+    learn.pretrained = trained
+    return learn
+
+half = Normalize.from_stats([.5]*3, [.5]*3, cuda=False)
+net = Normalize.from_stats(*imagenet_stats, cuda=False)
+
+@pytest.mark.parametrize('arch, tfms, fit, match', [
+    (resnet34, [], {}, 'resnet34 expects .*0.485.* un-normalised'), (convnext_tiny, [], {}, 'convnext_tiny expects .*un-normalised'),
+    (resnet34, [half], {}, r'resnet34 expects .* uses \(0.5, 0.5, 0.5\)'), ('vit_tiny_patch16_224', [net], {}, r'vit_tiny_patch16_224 expects \(0.5, 0.5, 0.5\)'),
+    ('vit_tiny_patch16_224', [], dict(model=resnet34), 'rule `small`.* weighing those of imagenet'),
+    (resnet34, [], dict(pretrained=False, model='siglip'), 'rule `scratch`.* weighing those of siglip')], ids=str)
+def test_disagreement(folder, arch, tfms, fit, match):
+    learn = learner(folder, arch, tfms, **fit)
+    res,df = said(learn.check_stats)
+    assert len(res)==1 and re.search(match, res[0]) and 'fit_stats(model=' in res[0]
+    assert len(df)==3 and list(df.columns)==['channel', 'mean', 'std', 'model_mean', 'model_std']
+
+@pytest.mark.parametrize('arch, tfms, fit', [(resnet34, [net], {}), ('vit_tiny_patch16_224', [half], {}), (resnet34, [], dict(model=resnet34)),
+    (resnet34, [], dict(model=resnet34, stats='custom')), ('vit_tiny_patch16_224', [], dict(stats='imagenet')),
+    ('vit_tiny_patch16_224', [], dict(model='vit_tiny_patch16_224'))], ids=str)
+def test_agreement(folder, arch, tfms, fit): assert not said(learner(folder, arch, tfms, **fit).check_stats, **quiet)[0]
+
+def test_from_scratch_anything_goes(folder): assert not said(learner(folder, resnet34, [half], trained=False).check_stats, **quiet)[0]
+
+def test_after_the_remedy(folder):
+    learn = learner(folder, convnext_tiny)
+    assert said(learn.check_stats)[0]
+    learn.dls.fit_stats(model=convnext_tiny, **quiet)
+    assert not said(learn.check_stats, **quiet)[0]
+
+def test_other_weights(folder):
+    learn = learner(folder, vgg16, [net])
+    assert not said(learn.check_stats, **quiet)[0]
+    assert '0.4824' in said(learn.check_stats, VGG16_Weights.IMAGENET1K_FEATURES)[0][0]
+
+def test_learners_without_an_architecture(folder, capsys):
+    dls = block(batch_tfms=[net]).dataloaders(folder, **small)
+    loss = dict(loss_func=nn.CrossEntropyLoss())
+    res,_ = said(Learner(dls, timm.create_model('vit_tiny_patch16_224', num_classes=2), **loss).check_stats)
+    assert len(res)==1 and 'VisionTransformer expects (0.5, 0.5, 0.5)' in res[0]
+    res,df = said(Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), **loss).check_stats)
+    assert not res and 'nobody here knows what Sequential expects' in capsys.readouterr().out and df.model_mean.isna().all()
+
+def test_unet(tmp_path, folder):
+    masks = tmp_path/'masks'
+    masks.mkdir()
+    for i in range(N): Image.fromarray(np.zeros((32, 32), np.uint8)).save(masks/f'{i:03}.png')
+    dls = DataBlock((ImageBlock, MaskBlock(['a', 'b'])), get_items=lambda p: sorted(get_image_files(p)), get_y=lambda f: masks/f.name,
+                    splitter=IndexSplitter(valid), item_tfms=Resize(32)).dataloaders(folder, **small)
+    learn = unet_learner(dls, resnet18, pretrained=False)
+    learn.pretrained = True
+    assert 'resnet18 expects' in said(learn.check_stats)[0][0]
