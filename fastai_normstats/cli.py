@@ -153,7 +153,7 @@ def _cmd_demo(args):
         _write_digits(Path(d))
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #d353cbb4
+# %% ../nbs/11_cli.ipynb #cce2a80f
 def _nums(v): return ', '.join(f'{o:.6g}' for o in v)
 
 def _cmd_models(args):
@@ -161,8 +161,11 @@ def _cmd_models(args):
     from fastai_normstats.models import known_models, model_stats
     df = known_models(args.name, args.domain)
     exact = df[df.name.str.lower()==args.name.lower().replace('_', '-')]
-    if len(exact)==1 or df.empty and not args.domain: return _print_stats(args.name, model_stats(args.name, n_channels=None), exact)
-    if df.empty: raise CliError(f"no model named like {args.name!r} for images like {args.domain!r}: `normstats models` lists all")
+    if df.empty and args.domain:
+        raise CliError(f"no model{f' named like {args.name!r}' if args.name else ''} for images like {args.domain!r}: `normstats models` lists all")
+    if df.empty or len(exact)==1:
+        try: return _print_stats(args.name, model_stats(args.name, n_channels=None), exact)
+        except ValueError as e: raise CliError(str(e).replace("give its statistics as (mean, std)", "`normstats models` lists those with a name")) from e
     df['range'] = [f'{a:g}–{b:g}' for a,b in df.value_range]
     df['input'] = df.input_size.astype(object).where(df.input_size.notna(), '–')
     for k in ('mean', 'std'): df[k] = [_nums(dict.fromkeys(v)) for v in df[k]]

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['used_stats']
 
-# %% ../nbs/08_drift.ipynb #8c88cc09
+# %% ../nbs/08_drift.ipynb #2732f97d
 import math, os, warnings
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -15,10 +16,10 @@ from fastai.data.transforms import Normalize, get_image_files
 from fastai.learner import Learner
 from fastcore.basics import patch
 
-from .guards import check_images, check_loader, constant
-from .measure import _unwrapped, measure_stats
-from .models import IMAGENET, _for_channels, _for_unit_range, model_stats
-from .policy import Policy, _difference
+from .guards import check_images, check_loader, clipped, constant
+from .measure import _unwrapped, look_at, measure_stats
+from .models import IMAGENET, NormalisesInside, _for_channels, model_stats
+from .policy import Policy, _difference, _fitting
 from .running import NormStats
 
 # %% ../nbs/08_drift.ipynb #fd7d40c5
@@ -41,7 +42,7 @@ def _same(a, b):
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     return all(len(x)==len(y) and all(math.isclose(*o, rel_tol=1e-5, abs_tol=1e-7) for o in zip(x, y)) for x,y in zip(a, b))
 
-# %% ../nbs/08_drift.ipynb #99da40d1
+# %% ../nbs/08_drift.ipynb #cb881804
 def _rows(m, used, training, policy):
     "A dict a channel: how measured images `m` differ from the statistics `used`, which rest on `training` where they were measured"
     shift,ratio,shift_se,ratio_se = _difference(m, used)
@@ -54,7 +55,7 @@ def _rows(m, used, training, policy):
     for c in range(m.n_channels):
         z = zs[big[:,c], c].max().item() if big[:,c].any() else zs[effects[:,c].argmax(), c].item()
         if m.n_images<2: z = math.nan
-        verdict = 'alike' if not big[:,c].any() else 'drifted' if z>policy.z else 'too few'
+        verdict = 'too few' if m.n_images<2 else 'alike' if not big[:,c].any() else 'drifted' if z>policy.z else 'too few'
         needed = math.ceil(m.n_images*(policy.z/z)**2) if verdict=='too few' and z>0 else pd.NA
         yield dict(channel=c, n=m.n_images, shift=shift[c].item(), std_ratio=ratio[c].exp().item(), z=z, verdict=verdict, n_needed=needed)
 
@@ -63,25 +64,37 @@ def _loader_of(dls, dl):
     if dl is None:
         if len(dls.loaders)>1 and dls.valid.n: return dls.valid
         raise ValueError("there are no validation images to check: give `dl`, a loader, a folder or items")
-    if isinstance(dl, (str, os.PathLike)):
-        if not (items := get_image_files(dl)): raise ValueError(f"no images in {dl}")
-        return dls.test_dl(items)
-    if hasattr(dl, 'after_batch'): return dl
+    if isinstance(dl, (str, os.PathLike)): return dls.test_dl(_files_in(dl))
+    if hasattr(dl, 'after_batch') and not isinstance(dl, DataLoaders): return dl
+    if isinstance(dl, DataLoaders) or not hasattr(dl, '__len__'):
+        raise TypeError(f"`dl` must be a loader, a folder or items, got {type(dl).__name__}{': give one of its loaders' if isinstance(dl, DataLoaders) else ''}")
     if not len(dl): raise ValueError("no images to check: `dl` is empty")
     return dls.test_dl(dl)
 
+def _files_in(path):
+    "The image files in a folder, or the one that `path` is"
+    if os.path.isfile(path): return [Path(path)]
+    if not os.path.isdir(path): raise ValueError(f"no such folder: {path}")
+    if not (items := get_image_files(path)): raise ValueError(f"no images in {path}")
+    return items
+
 def _groups(dl, by):
-    "Indices of the items of `dl`, by what function `by` says of each"
+    "Indices of the items of `dl`, by what function or column `by` says of each"
     items,res = getattr(_unwrapped(dl).dataset, 'items', None),{}
     if items is None: raise TypeError(f"`by` needs a dataset with `items`, got {type(_unwrapped(dl).dataset).__name__}")
-    for i in range(len(items)): res.setdefault(by(items.iloc[i] if hasattr(items, 'iloc') else items[i]), []).append(i)
+    rows = hasattr(items, 'iloc')
+    if isinstance(by, str) and not (rows and by in items): raise ValueError(f"`by` must be a function from an item to its group, or a column, got {by!r}")
+    for i in range(len(items)):
+        item = items.iloc[i] if rows else items[i]
+        key = item[by] if isinstance(by, str) else by(item)
+        res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res
 
-# %% ../nbs/08_drift.ipynb #c2970c43
+# %% ../nbs/08_drift.ipynb #6fe9a1bf
 @patch
 def check_stats(self:DataLoaders,
     dl=None,              # A loader, a folder or items; `None`: the validation loader
-    by=None,              # Function from an item (a path, a row…) to its group (scanner, hospital…), for rows a group; `None`: all together
+    by=None,              # Function from an item (a path, a row…) to its group (scanner, hospital…), or a column: rows a group; `None`: all together
     tol:float=.01,        # These as in `measure_stats`
     mask=None,
     nonfinite:str='error',
@@ -94,7 +107,7 @@ def check_stats(self:DataLoaders,
     dl,choice = _loader_of(self, dl),getattr(tfm, 'choice', None)
     policy = tfm.question['policy'] if choice is not None else Policy()
     training = choice.measured if choice is not None and choice.kind=='custom' else None
-    said,res = check_loader(self.train),[]
+    said,res = [*check_loader(self.train), *([s] if (s := clipped(_unwrapped(dl))) else [])],[]
     for group,among in ({None: None} if by is None else _groups(dl, by)).items():
         m = measure_stats(dl, tol=tol, mask=mask, nonfinite=nonfinite, seed=seed, verbose=verbose, among=among)
         said += check_images(m, None if training else used) + [s for s in [constant(m)] if s]
@@ -108,50 +121,55 @@ def _other_channels(m, used):
     return (f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the statistics in use {len(used.mean)}: load images of "
             f"{len(used.mean)} channels")
 
-# %% ../nbs/08_drift.ipynb #92c1396e
+# %% ../nbs/08_drift.ipynb #749e2543
 def _expected(learn, model):
-    "What the model of `learn` expects, and its name; the reason instead where nobody knows"
+    "What the model of `learn` expects, and its name; the error instead where nobody knows or it normalises inside"
     arch = getattr(learn, 'arch', None) if model is None else model
     name = getattr(arch, '__name__', arch if isinstance(arch, str) else type(learn.model if arch is None else arch).__name__)
     try: return model_stats(learn.model if arch is None else arch, n_channels=None), name
-    except ValueError as e: return str(e), name
+    except ValueError as e:
+        if model is not None and not isinstance(e, NormalisesInside): raise
+        return e, name
 
 def _disagreement(used, want, choice, name):
     "One sentence on statistics `used` that are not what model `name` expects and that no choice for it stands behind, else `None`"
-    fit = want if used is None else _for_channels(want, len(used.mean))
-    if fit is None: return None  # it has none for these channels
-    def fits(s): return _same(s, fit) or _same(s, _for_unit_range(fit))
-    if used is None: what = None if fits(([0.]*3, [1.]*3)) else "images reach it un-normalised"
-    elif choice is None: what = None if fits(used) else f"the pipeline uses {_numbers(used)} without a choice behind it"
-    elif choice.rule=='given' or fits(used) or fits(choice.model): what = None
+    n = len(want.mean)
+    if used is None: what = None if _same(want, ([0.]*n, [1.]*n)) else "images reach it un-normalised"
+    elif choice is None: what = None if _same(used, want) else f"the pipeline uses {_numbers(used)} without a choice behind it"
+    elif choice.rule=='given' or _same(used, want) or _same(choice.model, want): what = None
     else: what = f"the statistics were chosen (rule `{choice.rule}`) by weighing those of {choice.model.name}"
-    return what and f"{name} expects {_numbers(fit)} ({want.source}), and {what}: `learn.dls.fit_stats(model=…)` chooses and says why"
+    return what and f"{name} expects {_numbers(want)} ({want.source}), and {what}: `learn.dls.fit_stats(model=…)` chooses and says why"
 
 def _numbers(s): return ' / '.join('('+', '.join(f'{v:.4g}' for v in o)+')' for o in s)
 
-# %% ../nbs/08_drift.ipynb #0ef311ee
+# %% ../nbs/08_drift.ipynb #5e8fc1ba
 @patch
 def check_stats(self:Learner,
     model=None,        # What `model_stats` takes, where `learn.arch` does not say it (other `weights`, a network of your own)
     verbose:bool=True  # Print what was found where nothing is wrong?
 )->pd.DataFrame:
     "The statistics in the pipeline beside those that the model expects, one row a channel; warns where they differ for no stated reason"
-    used,(want,name) = used_stats(self.dls.train),_expected(self, model)
-    choice = getattr(_normalize_in(self.dls.train), 'choice', None)
-    pretrained,known = getattr(self, 'pretrained', True),isinstance(want, NormStats)
-    wrong = _disagreement(used, want, choice, name) if pretrained and known else None
-    for s in [*check_loader(self.dls.train), *([wrong] if wrong else [])]: warnings.warn(s)
-    if verbose and not wrong: print(_all_well(used, want, choice, name, pretrained))
-    n = len(used.mean if used else want.mean if known else ())
-    fit = _for_channels(want, n) if known else None
+    train,(want,name) = self.dls.train,_expected(self, model)
+    used,choice,few = used_stats(train),getattr(_normalize_in(train), 'choice', None),look_at(train) if train.n else None
+    n = few.n_channels if few else len(used.mean) if used else 3
+    used,known = used and (_for_channels(used, n) or used),isinstance(want, NormStats)
+    fit = want and _for_channels(_fitting(want, few), n) if known else None
+    pretrained = model is not None or getattr(self, 'pretrained', True)
+    wrong = _inside(want, used) if not known else _disagreement(used, fit, choice, name) if pretrained and fit else None
+    for s in [*check_loader(train), *([wrong] if wrong else [])]: warnings.warn(s)
+    if verbose and not wrong: print(_all_well(fit, want, choice, name, pretrained, n))
     cols = dict(mean=used and used.mean, std=used and used.std, model_mean=fit and fit.mean, model_std=fit and fit.std)
     return pd.DataFrame({'channel': range(n), **{k: [math.nan]*n if v is None else list(v) for k,v in cols.items()}})
 
-def _all_well(used, want, choice, name, pretrained):
+def _inside(error, used):
+    "What is wrong with normalising for a model that does it itself"
+    return f"{error}; now it uses {_numbers(used)}" if isinstance(error, NormalisesInside) and used is not None else None
+
+def _all_well(fit, want, choice, name, pretrained, n):
     "One sentence on why nothing is wrong, or cannot be known to be"
+    if isinstance(want, NormalisesInside): return f"{name} normalises inside, and the pipeline leaves that to it"
     if not pretrained: return f"{name} is trained from scratch: it expects nothing in particular"
     if not isinstance(want, NormStats): return f"nobody here knows what {name} expects: {want}"
     if choice is not None: return f"{choice.kind} statistics, chosen by rule `{choice.rule}`: {choice.why}"
-    n = None if used is None else len(used.mean)
-    if n and _for_channels(want, n) is None: return f"{name} has no statistics for {n} channel{'s'*(n!=1)}"
-    return f"the pipeline gives {name} what it expects: {_numbers(want)} ({want.source})"
+    if fit is None: return f"{name} has no statistics for {n} channel{'s'*(n!=1)}"
+    return f"the pipeline gives {name} what it expects: {_numbers(fit)} ({fit.source})"

@@ -6,9 +6,10 @@
 __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'background', 'off_range', 'after_normalize', 'twice',
            'less_than_a_batch', 'clipped', 'check_images', 'check_loader']
 
-# %% ../nbs/05_guards.ipynb #28115c49
+# %% ../nbs/05_guards.ipynb #0d9b36fd
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,29 +22,29 @@ from .measure import _unwrapped, handful
 from .models import IMAGENET
 from .policy import _constant_text, _ends_of, _num
 
-# %% ../nbs/05_guards.ipynb #c09c7dc0
+# %% ../nbs/05_guards.ipynb #a27caaf7
 def already_normalised(
     m  # `RunningStats` of the images before normalisation
 )->str|None:
     "Do the values look as if someone had normalised them before: with ImageNet's numbers, to [-1, 1], or to mean 0 and std 1?"
     if (m.min>=0).all(): return None
-    how,again = None,"a second time would be wrong; remove one of the two"
+    how = None
     black,white = ((v-torch.tensor(IMAGENET.mean))/torch.tensor(IMAGENET.std) for v in (0., 1.))
     if m.n_channels==3 and _spans(m, black, white): how = "black and white lie where ImageNet's statistics put them"
     elif _spans(m, -torch.ones(1), torch.ones(1)):  how = "they fill [-1, 1]"
-    elif (m.mean.abs()<1.5).all() and (m.std>.3).all() and (m.std<2).all(): how = "mean and std are near 0 and 1"
+    elif (m.mean.abs()<1.2).all() and (m.std>.6).all() and (m.std<1.7).all(): how = "mean and std are near 0 and 1"
     lo,hi = map(_num, _ends_of(m))
     values = f"values from {lo} to {hi}, mean {_each(m.mean)}, std {_each(m.std)}"
-    return how and f"the images look normalised already ({how}; {values}): {again}"
+    return how and f"the images look normalised already ({how}; {values}): if a step before does that, remove it or this one"
 
 def _spans(m, lo, hi):
-    "Do the values of every channel lie between `lo` and `hi`, and reach down to within 2 % of the span from `lo`?"
+    "Do the values of every channel lie between `lo` and `hi`, reach down to within 2 % of the span from `lo`, and past three quarters of it?"
     near = .02*(hi-lo)
-    return bool(((m.min>=lo-near) & (m.max<=hi+near) & (m.min<=lo+near)).all())
+    return bool(((m.min>=lo-near) & (m.max<=hi+near) & (m.min<=lo+near) & (m.max>=hi-.25*(hi-lo))).all())
 
 def _each(v): return ', '.join(dict.fromkeys(_num(o) for o in v.tolist()))
 
-# %% ../nbs/05_guards.ipynb #9c78b69b
+# %% ../nbs/05_guards.ipynb #a76a2409
 def unscaled(m)->str|None:
     "8-bit images that nobody divided by 255?"
     lo,hi = _ends_of(m)
@@ -55,14 +56,14 @@ def unused_range(m)->str|None:
     "Values on under a tenth of the range they should fill?"
     (lo,hi),(a,b) = m.value_range,_ends_of(m)
     if not 0<(b-a)/(hi-lo)<.1: return None
-    return (f"the pixel values use {(b-a)/(hi-lo):.1%} of the range from {_num(lo)} to {_num(hi)} ({_num(a)} to {_num(b)}): probably "
-            "12-bit values divided by 65535; divide by the largest value that they can have, e.g. 4095")
+    return (f"the pixel values use {(b-a)/(hi-lo):.1%} of the range from {_num(lo)} to {_num(hi)} ({_num(a)} to {_num(b)}): were they "
+            "divided by too much, such as 12-bit values by 65535? Divide by the largest value that they can have, here 4095")
 
 def constant(m)->str|None:
     "A channel that carries nothing?"
     return _constant_text(m)
 
-# %% ../nbs/05_guards.ipynb #d60ebdc3
+# %% ../nbs/05_guards.ipynb #b08bede9
 def background(m)->str|None:
     "One value at an end of the range that more than half of the pixels have?"
     total,found = m.hist.sum(1).clamp(min=1),[]
@@ -74,10 +75,10 @@ def background(m)->str|None:
     (lo,hi),share,i = m.value_range,min(s for _,s in found),found[0][0]
     width = (hi-lo)/m.bins
     if share<=.5 or (m.std<4*width).any(): return None  # one bin that holds everything is no background
-    value,test = (lo+i*width, '>') if i<m.bins/2 else (lo+(i+1)*width, '<')
-    edge = lo+(i+1)*width if test=='>' else lo+i*width
-    return (f"{share:.0%} of the pixels are background (value {_num(value)}): mean and std describe the border more than the subject; "
-            f"`mask=lambda x: x[:, :1]{test}{edge:.3g}` leaves it out")
+    black = i<m.bins/2
+    value,edge = (m.min[0].item(), lo+(i+1)*width) if black else (m.max[0].item(), lo+i*width)
+    return (f"{share:.0%} of the pixels are background (value {_num(value)}): mean and std describe it more than the subject; "
+            f"`mask=lambda x: x[:, :1]{'>' if black else '<'}{edge:.3g}` leaves it out")
 
 # %% ../nbs/05_guards.ipynb #4b151d29
 def off_range(
@@ -90,12 +91,13 @@ def off_range(
     return (f"the pixel values run from {_num(a)} to {_num(b)}, while the {stats.name} statistics are for images from {_num(lo)} to "
             f"{_num(hi)}: bring the images to that range, or use `stats='custom'`")
 
-# %% ../nbs/05_guards.ipynb #92d0fcb0
+# %% ../nbs/05_guards.ipynb #c91e5810
 def _acts_on_images(f):
     "Does transform `f` change images? What only knows other types does not"
-    methods = getattr(getattr(f, 'encodes', None), 'methods', None) or ()
-    kinds = [m.signature.types[-1] for m in methods if len(m.signature.types)]
-    return not kinds or any(not isinstance(k, type) or issubclass(TensorImage, k) or issubclass(k, TensorImage) for k in kinds)
+    if getattr(f, 'encodes', None) is None: return False
+    kinds = [m.signature.types[-1] for m in getattr(f.encodes, 'methods', ()) if len(m.signature.types)]
+    def meets(k): return k is Any or not isinstance(k, type) or issubclass(TensorImage, k) or issubclass(k, TensorImage)
+    return not kinds or any(map(meets, kinds))
 
 def after_normalize(
     tfms  # Batch transforms in the order in which they are applied
@@ -117,16 +119,16 @@ def twice(
     names = ', '.join(type(f).__name__ if isinstance(f, Normalize) else f.name for f in found)
     return f"{len(found)} transforms normalise ({names}): keep one of them"
 
-# %% ../nbs/05_guards.ipynb #5518f8c9
+# %% ../nbs/05_guards.ipynb #a1511590
 def less_than_a_batch(
     dl  # The training loader
 )->str|None:
     "Does training see no batch at all?"
-    if dl.n is None or not dl.bs or not dl.drop_last or dl.n>=dl.bs: return None
+    if not dl.n or not dl.bs or not dl.drop_last or dl.n>=dl.bs: return None
     return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete batches are dropped: "
             f"training would see none; use `bs={max(1, 2**(dl.n.bit_length()-1))}`")
 
-# %% ../nbs/05_guards.ipynb #7d169bf6
+# %% ../nbs/05_guards.ipynb #8a9e07b3
 def _raw(file):
     "The values in an image file of more than 8 bits, `None` for others and for what Pillow does not read"
     try:
@@ -153,7 +155,7 @@ def _cut(raw, loaded):
     if loaded.shape!=raw.shape or not (np.clip(raw, 0, 255).astype(np.uint8)==loaded).all(): return 0.
     return ((raw>255) | (raw<0) | (raw!=np.floor(raw))).mean()
 
-_remedy = "TransformBlock(type_tfms=lambda f: TensorImage(np.array(Image.open(f), dtype=np.float32)[None]))"
+_remedy = "class Deep(PILImageBW): _open_args = {'mode': 'F'}` and `TransformBlock(type_tfms=Deep.create)"
 
 def clipped(
     dl  # The training loader
@@ -167,7 +169,7 @@ def clipped(
                 "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, e.g. with "
                 f"`{_remedy}` in place of `ImageBlock`")
 
-# %% ../nbs/05_guards.ipynb #bb138441
+# %% ../nbs/05_guards.ipynb #4fc8bcbe
 def _said(*sentences): return [s for s in sentences if s]
 
 def check_images(
@@ -179,8 +181,9 @@ def check_images(
     if not m.n_images: return []
     some = m.complete or m.n_images>=100  # enough to speak of the whole set
     again = already_normalised(m)
-    off = [] if range_said or again else [unscaled(m), stats and off_range(m, stats), some and unused_range(m)]
-    return _said(again, *off, some and background(m))
+    eight_bit = stats is not None and stats.value_range==(0., 255.)  # and meant to be
+    off = [] if range_said or again else [None if eight_bit else unscaled(m), stats and off_range(m, stats), unused_range(m)]
+    return _said(again, *off, background(m) if some and stats is None else None)
 
 def check_loader(
     dl,              # The training loader

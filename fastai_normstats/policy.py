@@ -77,25 +77,29 @@ def _custom(case, why, warnings=()):
     stats = NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source=f"measured on {_how_many(m)} training images")
     return _Verdict(stats, 'custom', why, list(warnings))
 
-# %% ../nbs/02_policy.ipynb #3f596ce6
-def _on(m, value_range, slack=.05):
-    "Do the pixels measured live on `value_range`, and on more than a tenth of it?"
+# %% ../nbs/02_policy.ipynb #619dad6c
+def _on(m, value_range, least=.1, slack=.05):
+    "Do the pixels measured live on `value_range`, and on at least a part `least` of it?"
     (lo,hi),(a,b) = value_range,_ends_of(m)
-    return lo-slack*(hi-lo)<=a and b<=hi+slack*(hi-lo) and not 0<(b-a)/(hi-lo)<.1
+    return lo-slack*(hi-lo)<=a and b<=hi+slack*(hi-lo) and not 0<(b-a)/(hi-lo)<least
 
 def _ends_of(m): return m.min.min().item(),m.max.max().item()
 
 def _fitting(s, m):
     "Statistics `s` for the range and the channels of the images measured, where they can be stated for them exactly; else as they are"
     if m is None: return s
-    if not _on(m, s.value_range) and _on(m, (0., 1.)): s = _for_unit_range(s)
+    if _for_unit_range(s) is not s and _on(m, (0., 1.), least=0.): s = _for_unit_range(s)
     return _for_channels(s, m.n_channels) or s
+
+def _least(s):
+    "The part of the range of `s` that images must fill: more of a published one that is not [0, 1], for which others are easily taken"
+    return .1 if _for_unit_range(s) is s else .6
 
 def _applied(case, s):
     "`s` for these images; an error where it is published for a range that they do not live on"
     if _for_unit_range(s) is s: return s if len(s.mean)==1 else _fitting(s, case.measured)  # one number broadcasts
     res,(a,b) = _fitting(s, case.own),_ends_of(case.own)
-    if _on(case.measured, res.value_range): return res
+    if _on(case.measured, res.value_range, _least(res)): return res
     lo,hi = map(_num, s.value_range)
     raise ValueError(f"the pixel values run from {_num(a)} to {_num(b)}, and {s.name}'s statistics are for images from {lo} to {hi}: "
                      "scale the images to that range or to [0, 1], or use `stats='custom'`")
@@ -120,7 +124,7 @@ def _how_well(m):
 
 def _num(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
 
-# %% ../nbs/02_policy.ipynb #d8e8441d
+# %% ../nbs/02_policy.ipynb #5e59287a
 def _given(case):
     "`stats=` named statistics or numbers"
     s = case.stats
@@ -147,7 +151,7 @@ def _scratch(case):
 def _range(case):
     "Values off the model's range, or on a small part of it"
     if case.measured is None and (case.is_domain or case.frozen): return None
-    if _on(case.own, case.model.value_range): return None
+    if _on(case.own, case.model.value_range, _least(case.model)): return None
     (lo,hi),(a,b) = case.model.value_range,_ends_of(case.own)
     where = f"the pixel values run from {_num(a)} to {_num(b)}, while {case.whose} statistics are for images from {_num(lo)} to {_num(hi)}"
     how = 'divide them by 255 (`IntToFloatTensor`)' if (lo, hi)==(0., 1.) and a>=0 and 1<b<=255 else 'scale the images to that range'
@@ -160,14 +164,14 @@ def _domain(case):
     if case.is_domain and (case.measured is None or len(m.mean)==case.own.n_channels):
         return _models(case, f"{m.name} was pretrained on {m.domain} ({m.source}), so its own statistics")
 
-# %% ../nbs/02_policy.ipynb #f36c6841
+# %% ../nbs/02_policy.ipynb #586586ee
 def _channels(case):
     "No statistics for this number of channels"
     if case.measured is None and case.frozen: return None
     n,n_model = case.own.n_channels,len(case.model.mean)
     if n==n_model: return None
     why = f"the images have {n} channel{'s'*(n!=1)} and {case.whose} statistics {n_model}, so the data's own"
-    few = f"only {case.n_text} (fewer than {case.policy.small}) to measure {n} channels on: expect rough statistics"
+    few = f"only {case.n_text} (fewer than {case.policy.small}) to measure {n} channel{'s'*(n!=1)} on: expect rough statistics"
     return _custom(case, why, [few] if case.n_images<case.policy.small else [])
 
 def _frozen(case):
@@ -331,7 +335,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #41529ec1
+# %% ../nbs/02_policy.ipynb #06042435
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -373,5 +377,6 @@ def _general_warnings(case, v):
 def _constant_text(m, now='it carries nothing'):
     "A sentence on the constant channels, `None` where there is none"
     const = [c for c,o in enumerate(_constant(m)) if o]
+    if len(const)>1: now = now.replace('it carries', 'they carry')
     which = f"channel {const[0]} is" if len(const)==1 else f"channels {', '.join(map(str, const))} are"
     return f"{which} constant ({', '.join(_num(m.mean[c].item()) for c in const)}): {now}" if const else None

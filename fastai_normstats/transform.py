@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #786c9e2a
+# %% ../nbs/06_transform.ipynb #bd049f85
 import warnings
 from copy import copy
 from dataclasses import replace
@@ -21,7 +21,7 @@ from plum import NotFoundLookupError
 
 from .cache import measure_key, settle
 from .guards import check_images, check_loader
-from .measure import _check_pass, _unwrapped, look_at, measure_stats
+from .measure import _check_pass, _unwrapped, check_indexed, look_at, measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, _named, choose_stats
 from .running import _ranks
@@ -222,10 +222,11 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #9c82c9b7
+# %% ../nbs/06_transform.ipynb #68819739
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
+    check_indexed(_unwrapped(dl))
     key = measure_key(dl)
     before = next((c for k,c in self._fits if k==key), None)
     if before is None and self.pinned and self._fits:

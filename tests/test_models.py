@@ -10,6 +10,7 @@ import torch
 from fastai.vision.all import create_timm_model,imagenet_stats,model_meta
 from torch import nn
 from torchvision import models as tvm
+from torchvision.transforms import v2
 
 from fastai_normstats.cli import main
 from fastai_normstats.models import IMAGENET,known_models,model_stats
@@ -190,10 +191,38 @@ def test_networks_that_do_not():
     two = nn.ModuleList([Clip(preprocess_cfg=dict(mean=[m]*3, std=[.5]*3)) for m in (.4, .5)])
     with pytest.raises(ValueError, match='expect different statistics'): model_stats(two)
 
+def test_wrapped_networks_know_their_folder(tmp_path):
+    inner = Visual(config=SimpleNamespace(_name_or_path=str(saved(tmp_path, **half))))
+    assert plain(model_stats(nn.Sequential(inner, nn.ReLU())))==[[.5]*3, [.25]*3]
+
+def test_odd_objects(tmp_path):
+    class Lazy(nn.Module):
+        @property
+        def config(self): raise RuntimeError('not built yet')
+    with pytest.raises(ValueError, match='cannot tell'): model_stats(Lazy())
+    o = SimpleNamespace(image_mean=np.full(3, .5), image_std=np.full(3, .25))
+    assert plain(model_stats(o))==[[.5]*3, [.25]*3]
+    with pytest.raises(ValueError, match='timm has no such weights'): model_stats('resnet34.nope')
+
+def test_odd_files(tmp_path):
+    "A byte order mark, numbers too large, endless nesting, and a first file that says nothing"
+    (tmp_path/'preprocessor_config.json').write_text('{}')
+    assert plain(model_stats(saved(tmp_path, 'open_clip_config.json', preprocess_cfg=dict(mean=[.5]*3, std=[.25]*3))))==[[.5]*3, [.25]*3]
+    file = tmp_path/'preprocessor_config.json'
+    file.write_text('\ufeff'+json.dumps(half), encoding='utf-8')
+    assert plain(model_stats(tmp_path))==[[.5]*3, [.25]*3]
+    for text,match in ((json.dumps({**half, 'image_mean': [10**400]*3}), '`image_mean` must be finite numbers'), ('['*100_000, 'not JSON'),
+                       (json.dumps({**half, 'image_std': [True]*3}), '`image_std` must be finite numbers')):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=match): model_stats(file)
+
 def test_networks_that_normalise_inside():
     kwargs = dict(weights=None, init_weights=False)
     for f in (tvm.inception_v3, tvm.googlenet):
         with pytest.raises(ValueError, match="transform_input=True.*stats='imagenet'"): model_stats(f(transform_input=True, **kwargs))
+    class Wrapped(nn.Module):
+        def __init__(self): super().__init__(); self.norm,self.net = v2.Normalize([.5], [.5]),timm.create_model('vit_tiny_patch16_224')
+    with pytest.raises(ValueError, match='Wrapped normalises inside'): model_stats(Wrapped())
     with pytest.raises(ValueError, match='FasterRCNN normalises inside'):
         model_stats(tvm.detection.fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None))
 

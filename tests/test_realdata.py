@@ -131,5 +131,10 @@ def test_16_bit_ct_whole_set_as_in_its_readme():
     m = db.fit_stats(files, tol=0, pretrained=False, num_workers=0, verbose=False).stats_choice.measured
     np.testing.assert_allclose([m.mean.item(), m.std.item(), m.image_std.item()], [-569.67, 477.26, 462.29], atol=.01)
 
+def test_hounsfield_units_are_not_taken_for_normalised():
+    for scale in (1, 1000):
+        db = loaders(CT, TransformBlock(type_tfms=lambda f: hounsfield(f)/scale), item_tfms=[])
+        assert not said(db.fit_stats, CT, pretrained=False, num_workers=0, verbose=False)
+
 def test_16_bit_ct_windowed():
     assert not said(loaders(CT, TransformBlock(type_tfms=lung_window, batch_tfms=IntToFloatTensor), item_tfms=[]).fit_stats, CT, pretrained=False, num_workers=0, verbose=False)
