@@ -16,7 +16,7 @@ demo: $(VENV)/.make-base ## set up .venv, fit statistics on images that come wit
 	$(BIN)/normstats demo
 
 test: $(VENV)/.make-dev ## set up .venv for development, run the notebooks, the sync check and pytest
-	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+	cache=$$(mktemp -d); PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 XDG_CACHE_HOME=$$cache $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python tests/check_sync.py
 	$(BIN)/python -m pytest
 

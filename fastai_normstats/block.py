@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['KeptSplit']
 
-# %% ../nbs/07_block.ipynb #bb164329
+# %% ../nbs/07_block.ipynb #0b150042
 from difflib import get_close_matches
 from inspect import signature
 
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, FilteredBase, TfmdDL
 from fastai.data.transforms import Normalize, RandomSplitter
+from fastai.learner import Learner
 from fastai.torch_core import get_random_states, set_random_states
 from fastcore.basics import patch
 from fastcore.foundation import L, mask2idxs
@@ -138,3 +139,26 @@ def fit_stats(self:DataLoaders,
 def stats_choice(self:DataLoaders)->StatsChoice|None:
     "What these loaders are normalised with, and why; `None` where it was not chosen by `DatasetStats`"
     return getattr(_stats_in(_unwrapped(self.train).after_batch.fs), 'choice', None)
+
+# %% ../nbs/07_block.ipynb #ee519cb8
+def _frozen(tfm):
+    "A plain fastai Normalize with the numbers of `tfm`"
+    if tfm.mean is None: raise ValueError("nothing was measured yet, so there are no numbers to freeze: call `dls.fit_stats()` first")
+    res = Normalize(tfm.mean, tfm.std, tfm.axes)
+    res.split_idx = tfm.split_idx
+    return res
+
+@patch
+def freeze_stats(self:DataLoaders)->DataLoaders:
+    "Put a plain fastai `Normalize` with the same numbers in place of `DatasetStats`, so that exports load where this package is not installed"
+    pipes = [_unwrapped(dl).after_batch for dl in self.loaders]
+    if not any(isinstance(f, Normalize) for p in pipes for f in p.fs): raise ValueError("these loaders are not normalised: call `dls.fit_stats()` first")
+    new = [Pipeline([_frozen(f) if isinstance(f, DatasetStats) else f for f in p.fs], split_idx=p.split_idx) for p in pipes]
+    for dl,p in zip(self.loaders, new): _unwrapped(dl).after_batch = p
+    return self
+
+@patch
+def freeze_stats(self:Learner)->Learner:
+    "`freeze_stats` of its loaders"
+    self.dls.freeze_stats()
+    return self

@@ -9,7 +9,7 @@ __all__ = ['CliError', 'main']
 import argparse, os, sys, tempfile, warnings
 from pathlib import Path
 
-# %% ../nbs/11_cli.ipynb #1721ec34
+# %% ../nbs/11_cli.ipynb #e1cd963d
 class CliError(Exception):
     "A user's mistake, said in one line"
 
@@ -39,12 +39,12 @@ def _fit_options(p, size=224):
     g.add_argument('--train-folder', type=_name, help='measure the images below this folder of PATH, open no others')
     p.add_argument('--tol', type=float, default=.01,
                    help='stop once mean and std are known to TOL times the std; 0 measures every training image (default: %(default)s)')
-    p.add_argument('--no-cache', action='store_true', help='keep no measurement on disk, which is what this version does')
+    p.add_argument('--no-cache', action='store_true', help='measure anew, and keep nothing in the cache folder')
     p.add_argument('--seed', type=int, default=0, help='of the split and of the pass (default: %(default)s)')
     p.add_argument('--out', type=_name, help='write the choice to this JSON file, for `normstats show`')
     p.add_argument('--plot', type=_name, help='write the histograms to this picture file (.png, .pdf, .svg)')
 
-# %% ../nbs/11_cli.ipynb #938250e8
+# %% ../nbs/11_cli.ipynb #80764a82
 def _parser():
     from fastai_normstats import __version__
     p = _Parser(prog='normstats', description='Normalization statistics of an image folder: measured on the training split, '
@@ -57,6 +57,13 @@ def _parser():
     show = sub.add_parser('show', help='print a saved choice')
     show.add_argument('file', metavar='FILE', type=_name, help='a JSON file that `normstats fit --out` or `StatsChoice.save` wrote')
     show.add_argument('--plot', type=_name, help='write the histograms to this picture file (.png, .pdf, .svg)')
+    check = sub.add_parser('check', help='compare other images with saved statistics; exit status 0 alike or too few to tell, 3 drifted, 1 error')
+    check.add_argument('file', metavar='FILE', type=_name, help='a JSON file that `normstats fit --out` or `StatsChoice.save` wrote')
+    check.add_argument('path', metavar='PATH', type=_name, help='folder of the images to check, searched with its subfolders')
+    check.add_argument('--size', type=_positive, help='images are squished to SIZE x SIZE pixels (default: as when FILE was measured, else 224)')
+    check.add_argument('--by-folder', action='store_true', help='each folder of images on its own')
+    check.add_argument('--tol', type=float, default=.01, help='as in `fit` (default: %(default)s)')
+    check.add_argument('--plot', type=_name, help='write the comparison to this picture file (.png, .pdf, .svg)')
     models = sub.add_parser('models', help='list the pretrained models whose statistics are known, or what one of them expects')
     models.add_argument('name', metavar='NAME', nargs='?', default='', help='part of a name in the list, or a timm or torchvision name, or a folder')
     models.add_argument('--domain', default='', help="only those for kinds of images that hold this, e.g. 'x-ray'")
@@ -86,7 +93,7 @@ def _splitter(args, path):
     inside = os.path.join(os.path.abspath(train), '')
     return FuncSplitter(lambda f: not os.path.abspath(f).startswith(inside))
 
-# %% ../nbs/11_cli.ipynb #c3dc8b16
+# %% ../nbs/11_cli.ipynb #d3a05c87
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats` and return the choice"
     items = _images(path)
@@ -96,7 +103,7 @@ def _fit(args, path, name):
     import fastai_normstats.block
     db = DataBlock(ImageBlock, n_inp=1, splitter=_splitter(args, path), item_tfms=Resize(args.size, method='squish'))
     print(f"{len(items):,} images in {name}", flush=True)
-    db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=False, verbose=sys.stdout.isatty(), num_workers=_workers())
+    db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=not args.no_cache, verbose=sys.stdout.isatty(), num_workers=_workers())
     return db.stats_choice
 
 def _workers(): return min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 0)
@@ -111,7 +118,7 @@ def _check_outputs(out=None, plot=None):
     kind,kinds = Path(plot).suffix.lower().lstrip('.'),sorted(FigureCanvasBase.filetypes)
     if kind not in kinds: raise CliError(f"cannot draw a picture of kind '.{kind}': {plot} must end in one of {', '.join(kinds)}")
 
-# %% ../nbs/11_cli.ipynb #b3be93fb
+# %% ../nbs/11_cli.ipynb #74de8f2a
 def _plot(choice, file):
     "Write the picture of `choice` to `file`"
     import matplotlib
@@ -123,9 +130,17 @@ def _plot(choice, file):
 
 def _report(choice, args):
     "Print the choice and write what was asked for"
-    print(choice, '', 'To hard-code it:', f'  {choice.code()}', '', sep='\n')
+    print(choice, *_measured_when(choice), '', 'To hard-code it:', f'  {choice.code()}', '', sep='\n')
     if getattr(args, 'out', None): print(f"saved: {choice.save(args.out)}")
     if args.plot: _plot(choice, args.plot)
+
+def _measured_when(choice):
+    "A line on where the measurement comes from, where that is known"
+    p = choice.provenance
+    if not p: return []
+    size = ' of '+' x '.join(map(str, p['image_size'])) if p.get('image_size') else ''
+    with_ = ', '.join(f'{k} {v}' for k,v in p.get('versions', {}).items())
+    return [f"measured {p['measured_at'][:16].replace('T', ' ')} UTC on {p['n_images']:,} images{size}, tol {p['tol']:g}, seed {p['seed']} ({with_})"]
 
 def _cmd_fit(args):
     _check_outputs(args.out, args.plot)
@@ -136,7 +151,7 @@ def _cmd_show(args):
     _check_outputs(plot=args.plot)
     _report(StatsChoice.load(args.file), args)
 
-# %% ../nbs/11_cli.ipynb #5be74e5b
+# %% ../nbs/11_cli.ipynb #b68cf2f3
 def _write_digits(folder):
     "scikit-learn's handwritten digits (1,797 of 8 x 8 pixels) as an image folder with a subfolder a class"
     import numpy as np
@@ -151,7 +166,47 @@ def _cmd_demo(args):
     _check_outputs(args.out, args.plot)
     with tempfile.TemporaryDirectory(prefix='digits-') as d:
         _write_digits(Path(d))
+        args.no_cache = True  # this folder will not be seen again
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
+
+# %% ../nbs/11_cli.ipynb #93849d25
+def _size_of(choice, args):
+    "The side of the squares that images are brought to"
+    size = choice.provenance.get('image_size') or [224, 224]
+    if args.size is None and size[0]!=size[1]: raise CliError(f"{args.file} was measured on images of {size[0]} x {size[1]}: say `--size`")
+    return args.size or size[0]
+
+def _cmd_check(args):
+    "Measure the folder like a validation set, print the comparison; 3 if anything has drifted"
+    from fastai_normstats.policy import StatsChoice
+    choice,items = StatsChoice.load(args.file),_images(Path(args.path))
+    _check_outputs(plot=args.plot)
+    from fastai.data.block import DataBlock
+    from fastai.vision.augment import Resize
+    from fastai.vision.core import PILImage, PILImageBW
+    from fastai.vision.data import ImageBlock
+    import fastai_normstats.drift
+    kind = PILImageBW if len(choice.stats.mean)==1 else PILImage
+    db = DataBlock(ImageBlock(kind), n_inp=1, splitter=lambda o: (range(len(o)), []), item_tfms=Resize(_size_of(choice, args), method='squish'))
+    dls = db.dataloaders(items, num_workers=_workers())
+    dls.fit_stats(stats=choice, cache=False, verbose=False)
+    by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
+    df = dls.check_stats(dls.train, by=by, tol=args.tol, verbose=sys.stdout.isatty())
+    return _print_check(df, choice, args, len(items))
+
+def _print_check(df, choice, args, n):
+    "The table, a sentence and the picture; the exit status"
+    print(df.to_string(index=False, float_format='%.4g', na_rep='–'), '', sep='\n')
+    worst = next(v for v in ('drifted', 'too few', 'alike') if (df.verdict==v).any())
+    said = dict(drifted='they have drifted from', alike='they fit', **{'too few': 'too few to tell whether they fit'})[worst]
+    print(f"{n:,} images in {args.path}: {said} the {choice.stats.name} statistics in {args.file}")
+    if args.plot:
+        import matplotlib
+        matplotlib.use('Agg')
+        from fastai_normstats.plot import plot_drift
+        plot_drift(df)[0].figure.savefig(args.plot, dpi=100)
+        print(f"plot: {args.plot}")
+    return 3 if worst=='drifted' else 0
 
 # %% ../nbs/11_cli.ipynb #cce2a80f
 def _nums(v): return ', '.join(f'{o:.6g}' for o in v)
@@ -177,8 +232,8 @@ def _print_stats(name, s, row):
     print(f"{name}{f' ({s.domain})' if s.domain else ''}\nmean:   {_nums(s.mean)}\nstd:    {_nums(s.std)}\n"
           f"for:    images from {s.value_range[0]:g} to {s.value_range[1]:g}, {len(s.mean)} channel{'s'*(len(s.mean)!=1)}{size}\nsource: {s.source}")
 
-# %% ../nbs/11_cli.ipynb #20c552ab
-_commands = dict(fit=_cmd_fit, show=_cmd_show, models=_cmd_models, demo=_cmd_demo)
+# %% ../nbs/11_cli.ipynb #675c1a9c
+_commands = dict(fit=_cmd_fit, show=_cmd_show, check=_cmd_check, models=_cmd_models, demo=_cmd_demo)
 
 def _one_line(e):
     if isinstance(e, OSError) and e.filename and e.strerror: return f"{e.strerror}: {e.filename}"
@@ -188,14 +243,14 @@ def _run(argv):
     args = _parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # what the user should know is printed with the choice
-        _commands[args.command](args)
+        return _commands[args.command](args) or 0
 
 def main(
     argv:list|None=None  # Arguments; `None`: those of the process
 )->int:
-    "Run `normstats`; returns the exit status: 0, 1 after a user's mistake (one line on stderr), 130 after Ctrl-C"
+    "Run `normstats`; returns the exit status: 0, 1 after a user's mistake (one line on stderr), 3 if `check` found drift, 130 after Ctrl-C"
     try:
-        _run(argv)
+        status = _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -203,4 +258,4 @@ def main(
     except KeyboardInterrupt: print('normstats: interrupted, nothing was written', file=sys.stderr); return 130
     except (CliError, ValueError, TypeError, OSError) as e: print(f'normstats: {_one_line(e)}', file=sys.stderr); return 1
     except Exception as e: print(f'normstats: {type(e).__name__}: {_one_line(e)}', file=sys.stderr); return 1
-    return 0
+    return status

@@ -42,7 +42,7 @@ def _same(a, b):
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     return all(len(x)==len(y) and all(math.isclose(*o, rel_tol=1e-5, abs_tol=1e-7) for o in zip(x, y)) for x,y in zip(a, b))
 
-# %% ../nbs/08_drift.ipynb #cb881804
+# %% ../nbs/08_drift.ipynb #4e33d1ab
 def _rows(m, used, training, policy):
     "A dict a channel: how measured images `m` differ from the statistics `used`, which rest on `training` where they were measured"
     shift,ratio,shift_se,ratio_se = _difference(m, used)
@@ -58,6 +58,11 @@ def _rows(m, used, training, policy):
         verdict = 'too few' if m.n_images<2 else 'alike' if not big[:,c].any() else 'drifted' if z>policy.z else 'too few'
         needed = math.ceil(m.n_images*(policy.z/z)**2) if verdict=='too few' and z>0 else pd.NA
         yield dict(channel=c, n=m.n_images, shift=shift[c].item(), std_ratio=ratio[c].exp().item(), z=z, verdict=verdict, n_needed=needed)
+
+def _rests_on(choice):
+    "The measurement that the statistics of `choice` are taken from, `None` where they are not the data's own"
+    m = choice.measured
+    return m if m is not None and _same((m.mean.tolist(),), (choice.stats.mean,)) else None
 
 def _loader_of(dls, dl):
     "The loader to check: `dl`, one for the items or the folder that it is, or the validation loader"
@@ -90,7 +95,7 @@ def _groups(dl, by):
         res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res
 
-# %% ../nbs/08_drift.ipynb #6fe9a1bf
+# %% ../nbs/08_drift.ipynb #c058922d
 @patch
 def check_stats(self:DataLoaders,
     dl=None,              # A loader, a folder or items; `None`: the validation loader
@@ -106,7 +111,7 @@ def check_stats(self:DataLoaders,
     if used is None: raise ValueError("these loaders are not normalised, so there is nothing to compare with: call `dls.fit_stats()` first")
     dl,choice = _loader_of(self, dl),getattr(tfm, 'choice', None)
     policy = tfm.question['policy'] if choice is not None else Policy()
-    training = choice.measured if choice is not None and choice.kind=='custom' else None
+    training = None if choice is None else _rests_on(choice)
     said,res = [*check_loader(self.train), *([s] if (s := clipped(_unwrapped(dl))) else [])],[]
     for group,among in ({None: None} if by is None else _groups(dl, by)).items():
         m = measure_stats(dl, tol=tol, mask=mask, nonfinite=nonfinite, seed=seed, verbose=verbose, among=among)
@@ -114,8 +119,15 @@ def check_stats(self:DataLoaders,
         if (fit := _for_channels(used, m.n_channels)) is None: raise ValueError(_other_channels(m, used))
         res += [dict(group=group, **r) for r in _rows(m, fit, training, policy)]
     for s in dict.fromkeys(said): warnings.warn(s)
+    if verbose and choice is not None and choice.measured is not None and training is None: print(_not_the_training_images(choice))
     df = pd.DataFrame(res).astype({'n_needed': 'Int64'})
     return df if by else df.drop(columns='group')
+
+def _not_the_training_images(choice):
+    "A reminder of what other statistics in use than the data's own mean for the table"
+    shift,ratio,*_ = _difference(choice.measured, choice.stats)
+    return (f"in use are the {choice.stats.name} statistics, from which the training images differ as well: by {shift.abs().max():.2f} σ in the mean and "
+            f"{(ratio.exp()-1).abs().max():.0%} in the std")
 
 def _other_channels(m, used):
     return (f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the statistics in use {len(used.mean)}: load images of "

@@ -136,13 +136,13 @@ def _fingerprint(dataset):
     text = repr(list(items.index) if hasattr(items, 'iloc') else None if items is None else list(items))
     return None if ' at 0x' in text else hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/03_measure.ipynb #e904bf94
+# %% ../nbs/03_measure.ipynb #f298acd8
 class _Share:
     "The training images that this process reads"
     def __init__(self, dl, tol, max_images, seed, mask, nonfinite, among=None):
         self.dl,self.tol,self.max_images,self.seed,self.mask,self.nonfinite = _unwrapped(dl),tol,max_images,seed,mask,nonfinite
         self.among,(self.rank,self.size) = among,_ranks()
-        self.n_images = self.n_batches = 0
+        self.n_images,self.n_batches,self.sizes = 0,0,set()
         self.n_inp = getattr(getattr(self.dl, 'dataset', None), 'n_inp', 1)
         self.it,self.next = self._batches(),None
 
@@ -168,6 +168,7 @@ class _Share:
                 if self.loader.prebatched and images[0].ndim<4:
                     raise TypeError("with `bs=None` the loader must yield batches (B, C, *spatial), got "
                                     f"{tuple(images[0].shape)}: give it a `bs`")
+                self.sizes.update(tuple(x.shape[2:]) for x in images)
                 yield images
         except ReadError as e: raise _from_worker(e) from e
 
@@ -225,7 +226,7 @@ def _check_pass(
                         f"`lambda x: x[:, :1]>0`, got {type(mask).__name__}")
     RunningStats(nonfinite)
 
-# %% ../nbs/03_measure.ipynb #bc8dae53
+# %% ../nbs/03_measure.ipynb #5564c1ca
 @patch
 def agree(self:_Share, opened):
     "Go on from what the processes found in their first batches; they must hold the same items"
@@ -248,6 +249,7 @@ def total(self:_Share, n_items, complete):
     "The statistics of all processes together, after `n_items` items"
     res = RunningStats(self.nonfinite, value_range=self.stats.value_range).merge(self.stats).all_reduce()
     res.complete,res.population = complete,res.n_images if complete else round(res.n_images*self.n/n_items)
+    res.image_size = [*next(iter(self.sizes))] if len(self.sizes)==1 else None
     return res
 
 def _bar(total, show):

@@ -230,7 +230,7 @@ def _unclear(case):
 _rules = dict(given=_given, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #d7788b60
+# %% ../nbs/02_policy.ipynb #48c6d924
 _format = 'fastai_normstats.StatsChoice'
 
 @dataclass(frozen=True)
@@ -244,6 +244,7 @@ class StatsChoice:
     measured:RunningStats|None=None    # What was measured, if anything was
     model:NormStats|None=None          # The model's statistics that it was weighed against
     warnings:tuple=()                  # What the user should know, a sentence each
+    provenance:dict=field(default_factory=dict) # When, from what and with what it was measured
 
     def _label(self, s): return s.name if s.name!='custom' else 'model' if s==self.model else 'given'
 
@@ -313,7 +314,7 @@ def save(self:StatsChoice,
     _write_json(path, self.to_dict())
     return Path(path)
 
-# %% ../nbs/02_policy.ipynb #4b4efcd4
+# %% ../nbs/02_policy.ipynb #865f9ed9
 @patch(cls_method=True)
 def from_dict(cls:StatsChoice, d)->StatsChoice:
     "The choice that `to_dict` wrote"
@@ -321,8 +322,8 @@ def from_dict(cls:StatsChoice, d)->StatsChoice:
     if d.get('version')!=1: raise ValueError(f"this StatsChoice has format version {d.get('version')!r}, and 1 is what can be read")
     d = {k: v for k,v in d.items() if k not in ('format', 'version')}
     d = dict(_known(cls, d, 'stats', 'kind', 'rule', 'why', 'n_images'))
-    for k,types in dict(stats=dict, kind=str, rule=str, why=str, n_images=int, warnings=(list, tuple)).items():
-        if not isinstance(d.get(k, ()), types): raise ValueError(f"field {k!r} holds {d[k]!r}")
+    for k,types in dict(stats=dict, kind=str, rule=str, why=str, n_images=int, warnings=(list, tuple), provenance=dict).items():
+        if k in d and not isinstance(d[k], types): raise ValueError(f"field {k!r} holds {d[k]!r}")
     for k,t in dict(stats=NormStats, model=NormStats, measured=RunningStats).items():
         if d.get(k) is not None: d[k] = t.from_dict(d[k])
     return cls(**{**d, 'warnings': tuple(d.get('warnings', ()))})
@@ -335,7 +336,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #06042435
+# %% ../nbs/02_policy.ipynb #2f3a952c
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -353,7 +354,9 @@ def choose_stats(
     case = _Case(n_images, measured, model, pretrained, frozen, stats, policy)
     rule,v = next((name,v) for name,f in _rules.items() if (v := f(case)) is not None)
     notes = tuple(v.warnings+_general_warnings(case, v))
-    return StatsChoice(v.stats, v.kind, rule, v.why+_partly(measured), n_images, measured, case.model, notes)
+    why = v.why+_partly(measured)
+    if not isinstance(stats, StatsChoice): return StatsChoice(v.stats, v.kind, rule, why, n_images, measured, case.model, notes)
+    return StatsChoice(v.stats, v.kind, rule, why, n_images, measured or stats.measured, case.model, notes, stats.provenance)
 
 def _partly(m):
     "How much of the training split a measurement that stopped early rests on"

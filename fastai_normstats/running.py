@@ -119,7 +119,7 @@ def _merged(a, b):
     return _State(a.n_images+b.n_images, a.n_pixels+b.n_pixels, n, pivot, mu+delta*share[:,None], co,
                   torch.minimum(a.min, b.min), torch.maximum(a.max, b.max), a.hist+b.hist)
 
-# %% ../nbs/00_running.ipynb #55c2c8d9
+# %% ../nbs/00_running.ipynb #e825e1d4
 _kept = 64  # batches that are merged into the state together
 
 class RunningStats:
@@ -133,6 +133,7 @@ class RunningStats:
         if type(bins) is not int or bins<1: raise ValueError(f"`bins` must be a whole number from 1, got {bins!r}")
         self.nonfinite,self.bins,self.value_range = nonfinite,bins,_ends('value_range', value_range)
         self.complete,self.population = True,None  # set by a pass that may stop early: was that everything, and how many images are there?
+        self.image_size = None  # set by a pass over images of one size; says nothing about the numbers, so that it is not saved with them
         self._state,self._pending = None,[]
 
     @property

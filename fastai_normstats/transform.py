@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #bd049f85
-import warnings
+# %% ../nbs/06_transform.ipynb #efd13edb
+import os, warnings
 from copy import copy
 from dataclasses import replace
 
@@ -19,14 +19,15 @@ from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
 from plum import NotFoundLookupError
 
-from .cache import measure_key, settle
+from .cache import cache_folder, disk_key, measure_key, provenance, read_entry, settle, write_entry
 from .guards import check_images, check_loader
 from .measure import _check_pass, _unwrapped, check_indexed, look_at, measure_stats
 from .models import model_stats
-from .policy import NotMeasured, Policy, _named, choose_stats
-from .running import _ranks
+from .policy import NotMeasured, Policy, StatsChoice, _named, choose_stats
+from .running import _jointly, _ranks
+from .stable import Unstable
 
-# %% ../nbs/06_transform.ipynb #2c81a6e4
+# %% ../nbs/06_transform.ipynb #8826d70a
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -39,9 +40,9 @@ def _check_numbers(mean, std):
     if 1!=m.numel()!=s.numel()!=1: raise ValueError(f"`mean` has {m.numel()} channels and `std` {s.numel()}: give one of each per channel")
 
 def _check_options(cache, policy):
-    "Refuse what is wrong, and what this version cannot do, before anything is measured"
+    "Refuse what is wrong before anything is measured"
     if policy is not None and not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
-    if cache is not False: raise ValueError(f"`cache` must be False, got {cache!r}: this version keeps no measurements on disk")
+    if not isinstance(cache, (bool, str, os.PathLike)) or cache=='': raise ValueError(f"`cache` must be True, False or a folder, got {cache!r}")
 
 def _per_channel(v, axes):
     "Plain numbers, one per channel, as a tensor that broadcasts over a batch; tensors with more axes are left as they are"
@@ -132,7 +133,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #20688019
+# %% ../nbs/06_transform.ipynb #e511b25b
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -150,7 +151,7 @@ class DatasetStats(Normalize):
         seed:int=0,                # Of the pass: order and random transforms
         mask=None,                 # Function from a batch to a bool tensor (B, 1, *spatial): only True pixels are measured
         nonfinite:str='error',     # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
-        cache:bool=False,          # False keeps no measurement on disk, and is what this version can do
+        cache:bool|str=True,       # Keep measurements on disk and use them again? True: in the user's cache folder (XDG); or a folder
         measure:bool=False,        # Measure even where the choice needs no measuring?
         verbose:bool=True          # Show progress and print the choice?
     ):
@@ -160,7 +161,7 @@ class DatasetStats(Normalize):
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
                              policy=policy or Policy())
         self.pass_args = dict(tol=tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite)
-        self.measure,self.verbose,self.trial = measure,verbose,False
+        self.measure,self.verbose,self.trial,self.cache = measure,verbose,False,cache
         self._fits,self._known,self._train_signs,self.pinned,self._fused = [],[],(False, False),False,None
 
     @property
@@ -206,11 +207,11 @@ def _fuses(self:DatasetStats, x):
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
-# %% ../nbs/06_transform.ipynb #5f0a8993
+# %% ../nbs/06_transform.ipynb #e7ebff77
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'pretrained')
-    return stats if isinstance(stats, str) and stats in choose_words else _named(stats)
+    return stats if isinstance(stats, StatsChoice) or isinstance(stats, str) and stats in choose_words else _named(stats)
 
 _parts = dict(items='training items', n='number of items', load='how an item is loaded', item_tfms='item transforms',
               before='transforms before collating', batch='batch transforms')
@@ -219,10 +220,10 @@ _parts = dict(items='training items', n='number of items', load='how an item is 
 def adopt(self:DatasetStats, other):
     "Know what `other`, a DatasetStats or `None`, has measured: another question about the same pixels needs no second pass"
     if other is None or other.pass_args!=self.pass_args or self.pass_args['mask'] is not None: return self  # masks may have changed
-    self._known = other._known + [(k, c.measured) for k,c in other._fits if c.measured]
+    self._known = other._known + [(k, (c.measured, c.provenance)) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #68819739
+# %% ../nbs/06_transform.ipynb #60e2be95
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -239,6 +240,23 @@ def _fit(self:DatasetStats, dl):
     if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (settle(key), self.choice)]
 
 @patch
+def _measured(self:DatasetStats, dl):
+    "The measurement of `dl` and its provenance, from the cache or by a pass; one process reads and writes the cache for all"
+    folder,key,first = cache_folder(self.cache),None,not _ranks()[0]
+    if folder is not None:
+        try: key = disk_key(dl, self.pass_args)
+        except Unstable as e:
+            if self.verbose and first: print(f"this measurement will not be kept: it depends on {e}")
+    found = _jointly(lambda: read_entry(folder, key) if key and first else None)[0]
+    if found is not None:
+        if self.verbose and first: print(f"reused, measured on {found[1]['measured_at'][:16].replace('T', ' ')} UTC")
+        return found
+    m = measure_stats(dl, verbose=self.verbose, **self.pass_args)
+    how = provenance(dl, m, self.pass_args, key)
+    if key and first: write_entry(folder, key, m, how)
+    return m,how
+
+@patch
 def _guards(self:DatasetStats, dl, choice, few):
     "What the guards say to loader `dl` with this choice, made on its images or after a look at a `few`"
     pipe = _unwrapped(dl).after_batch
@@ -246,34 +264,37 @@ def _guards(self:DatasetStats, dl, choice, few):
     if _holds(pipe, self): fs += [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Transform) and o not in fs]  # being set up
     fs = sorted([*fs, *([] if self in fs else [self])], key=lambda f: f.order)
     said = check_loader(dl, fs, trial=self.trial)
-    m = choice.measured or few
+    m = choice.measured if few is None else few
     return said if m is None else check_images(m, None if choice.kind=='custom' else choice.stats, choice.rule=='range') + said
 
 @patch
 def _choose(self:DatasetStats, dl, key):
     "Choose, with a pass over `dl` where the rules need one, and tell the user"
-    def measured():
-        known = next((m for k,m in self._known if k==key), None)
-        return known or measure_stats(dl, verbose=self.verbose, **self.pass_args)
-    try: choice = choose_stats(dl.n, measured() if self.measure else None, **self.question)
-    except NotMeasured: choice = choose_stats(dl.n, measured(), **self.question)
-    few = look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite')}) if choice.measured is None else None
+    def after_a_pass():
+        m,how = next((o for k,o in self._known if k==key), None) or self._measured(dl)
+        return replace(choose_stats(dl.n, m, **self.question), provenance=how)
+    choice = None
+    if not self.measure:
+        try: choice = choose_stats(dl.n, **self.question)
+        except NotMeasured: pass
+    few = None if choice is None else look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite')})
+    if choice is None: choice = after_a_pass()
     if few is not None:
         again = choose_stats(dl.n, few, **self.question)  # do these numbers fit such images?
-        choice = replace(choice, stats=again.stats) if again.rule==choice.rule else choose_stats(dl.n, measured(), **self.question)
+        choice = replace(choice, stats=again.stats) if again.rule==choice.rule else after_a_pass()
     choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few)))
     if _ranks()[0]: return choice  # one process speaks for all
     for w in choice.warnings: warnings.warn(w)
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
     return choice
 
-# %% ../nbs/06_transform.ipynb #8c0fb06e
+# %% ../nbs/06_transform.ipynb #7351f4de
 @patch
 def installed(self:DatasetStats):
     "A copy with these numbers for good: setting it up on other loaders changes nothing"
     res = copy(self)
     res.mean,res.std,res.fixed = self.mean.clone(),self.std.clone(),True
-    res._known = [(k, c.measured) for k,c in self._fits if c is self.choice and c.measured]
+    res._known = [(k, (c.measured, c.provenance)) for k,c in self._fits if c is self.choice and c.measured]
     return res
 
 @patch

@@ -1,5 +1,16 @@
 "Fixtures that several test files share"
+import os,tempfile
+
 import pytest
+
+os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='normstats-tests-')  # nobody's own cache, also for fixtures of a whole module
+
+@pytest.fixture(autouse=True)
+def cache_home(monkeypatch, tmp_path_factory):
+    "A cache folder of each test's own"
+    folder = tmp_path_factory.mktemp('cache')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(folder))
+    return folder
 
 @pytest.fixture
 def passes(monkeypatch):

@@ -347,7 +347,8 @@ def test_statistics_of_other_channels(tmp_path):
     (dict(max_images=1e4),                       '`max_images` must be a whole number'),
     (dict(max_images=True),                      '`max_images` must be'),
     (dict(nonfinite='drop'),                     "`nonfinite` must be 'error' or 'ignore', got 'drop'"),
-    (dict(cache=True),                           '`cache` must be False')], ids=str)
+    (dict(cache=''),                             '`cache` must be True, False or a folder'),
+    (dict(cache=3),                              '`cache` must be True, False or a folder')], ids=str)
 def test_arguments(tmp_path, kwargs, match):
     "Said where the argument is given, before any image is read"
     fails(ValueError, match, DatasetStats, **kwargs)
