@@ -3,6 +3,7 @@ import os,warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.training import ShortEpochCallback
@@ -12,6 +13,9 @@ from PIL import Image
 
 from fastai_normstats.all import StatsChoice
 from fastai_normstats.cli import main
+from fastai_normstats.drift import _rows
+from fastai_normstats.policy import Policy
+from fastai_normstats.running import RunningStats
 
 DATA = Path(os.environ.get('NORMSTATS_DATA', Path(__file__).parents[2]/'shared'/'data'))
 CXR = DATA/'cxr_ped'
@@ -138,3 +142,49 @@ def test_hounsfield_units_are_not_taken_for_normalised():
 
 def test_16_bit_ct_windowed():
     assert not said(loaders(CT, TransformBlock(type_tfms=lung_window, batch_tfms=IntToFloatTensor), item_tfms=[]).fit_stats, CT, pretrained=False, num_workers=0, verbose=False)
+
+# --- drift on real images
+
+def measured_on(db, files, **kwargs):
+    dls = db.dataloaders(files, bs=32, num_workers=0)
+    return dls.fit_stats(pretrained=False, verbose=False, **kwargs)
+
+def check_groups(df, values, reference):
+    "Shift and std ratio of each group against numpy over the group's pixels"
+    m,s = reference.mean(),reference.std()
+    for g,rows in df.groupby('group'):
+        x = values[g]
+        for r in rows.itertuples():
+            assert r.n==len(x)
+            np.testing.assert_allclose([r.shift, r.std_ratio], [(x.mean()-m)/s, x.std()/s], rtol=1e-4, atol=1e-6)
+
+def test_x_rays_by_class():
+    "By the class in the folder's name, against numpy: within a tenth of σ of each other, however certain the difference"
+    files = sorted(get_image_files(CXR))[::3]
+    dls = measured_on(loaders(CXR, item_tfms=[]), files, tol=0)
+    df = dls.check_stats(dls.test_dl(files, num_workers=0), by=lambda f: f.parent.name, tol=0, verbose=False)
+    groups = {g: np.stack([pixels([f])[0][...,0] for f in files if f.parent.name==g])/255. for g in {f.parent.name for f in files}}
+    check_groups(df, groups, pixels(dls.train_ds.items)[...,0]/255.)
+    assert len(groups)==3 and {*df.verdict}=={'alike'} and df.z.max()>3
+
+def test_ct_by_manufacturer():
+    "Statistics of the SIEMENS slices against those of GE, in HU: a tenth of σ off, and 33 slices do not tell"
+    labels = pd.read_csv(DATA/'ct'/'labels.csv')
+    maker = {DATA/'ct'/f: m for f,m in zip(labels.fname, labels.manufacturer)}
+    def split(o): return [[i for i,f in enumerate(o) if (maker[f]=='SIEMENS')==siemens] for siemens in (True, False)]
+    db = DataBlock((TransformBlock(type_tfms=hounsfield), CategoryBlock), get_y=parent_label, splitter=split)
+    df = measured_on(db, [*maker], tol=0).check_stats(by=maker.get, tol=0, verbose=False)
+    def hu(siemens): return np.stack([np.asarray(Image.open(f), dtype=float)-1024 for f in maker if (maker[f]=='SIEMENS')==siemens])
+    check_groups(df, {'GE MEDICAL SYSTEMS': hu(False)}, hu(True))
+    r, = df.itertuples()
+    assert (r.verdict, r.n)==('too few', 33) and r.n_needed>33
+
+def test_halves_are_alike():
+    "Two random halves of one set, 100 seeds, from the images' own moments"
+    x = torch.tensor(pixels(sorted(get_image_files(CXR))[::2])[...,:1]).permute(0, 3, 1, 2)[:, :, ::4, ::4]/255
+    alike = 0
+    for seed in range(100):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        a,b = (RunningStats().update(x[o]) for o in order.chunk(2))
+        alike += all(r['verdict']=='alike' for r in _rows(b, a.stats(), a, Policy()))
+    assert alike>=95
