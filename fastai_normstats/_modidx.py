@@ -475,6 +475,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform.DatasetStats._guards': ( 'transform.html#datasetstats._guards',
                                                                                                  'fastai_normstats/transform.py'),
+                                            'fastai_normstats.transform.DatasetStats._kept': ( 'transform.html#datasetstats._kept',
+                                                                                               'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform.DatasetStats._measured': ( 'transform.html#datasetstats._measured',
                                                                                                    'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform.DatasetStats.adopt': ( 'transform.html#datasetstats.adopt',

@@ -223,7 +223,7 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, (c.measured, c.provenance)) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #60e2be95
+# %% ../nbs/06_transform.ipynb #16a067cc
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -242,19 +242,26 @@ def _fit(self:DatasetStats, dl):
 @patch
 def _measured(self:DatasetStats, dl):
     "The measurement of `dl` and its provenance, from the cache or by a pass; one process reads and writes the cache for all"
-    folder,key,first = cache_folder(self.cache),None,not _ranks()[0]
-    if folder is not None:
-        try: key = disk_key(dl, self.pass_args)
-        except Unstable as e:
-            if self.verbose and first: print(f"this measurement will not be kept: it depends on {e}")
-    found = _jointly(lambda: read_entry(folder, key) if key and first else None)[0]
-    if found is not None:
-        if self.verbose and first: print(f"reused, measured on {found[1]['measured_at'][:16].replace('T', ' ')} UTC")
-        return found
+    first = not _ranks()[0]
+    key,found = _jointly(lambda: self._kept(dl) if first else None)[0]
+    if found is not None: return found
     m = measure_stats(dl, verbose=self.verbose, **self.pass_args)
-    how = provenance(dl, m, self.pass_args, key)
-    if key and first: write_entry(folder, key, m, how)
+    how = _jointly(lambda: provenance(dl, m, self.pass_args, key) if first else None)[0]
+    if key and first: write_entry(cache_folder(self.cache), key, m, how)
     return m,how
+
+@patch
+def _kept(self:DatasetStats, dl):
+    "The key of `dl` in the cache and what is kept there; `None` for either where there is none"
+    folder = cache_folder(self.cache)
+    if folder is None: return None,None
+    try: key = disk_key(dl, self.pass_args)
+    except Unstable as e:
+        if self.verbose: print(f"this measurement will not be kept: it depends on {e}")
+        return None,None
+    found = read_entry(folder, key)
+    if self.verbose and found: print(f"reused, measured on {found[1]['measured_at'][:16].replace('T', ' ')} UTC")
+    return key,found
 
 @patch
 def _guards(self:DatasetStats, dl, choice, few):
