@@ -169,7 +169,7 @@ def _cmd_demo(args):
         args.no_cache = True  # this folder will not be seen again
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #93849d25
+# %% ../nbs/11_cli.ipynb #4361e3be
 def _size_of(choice, args):
     "The side of the squares that images are brought to"
     size = choice.provenance.get('image_size') or [224, 224]
@@ -185,21 +185,31 @@ def _cmd_check(args):
     from fastai.vision.augment import Resize
     from fastai.vision.core import PILImage, PILImageBW
     from fastai.vision.data import ImageBlock
-    import fastai_normstats.drift
+    import fastai_normstats.block, fastai_normstats.drift
     kind = PILImageBW if len(choice.stats.mean)==1 else PILImage
     db = DataBlock(ImageBlock(kind), n_inp=1, splitter=lambda o: (range(len(o)), []), item_tfms=Resize(_size_of(choice, args), method='squish'))
     dls = db.dataloaders(items, num_workers=_workers())
     dls.fit_stats(stats=choice, cache=False, verbose=False)
     by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
-    df = dls.check_stats(dls.train, by=by, tol=args.tol, verbose=sys.stdout.isatty())
+    against = 'used' if choice.measured is None else 'train'
+    df = dls.check_stats(dls.train, by=by, against=against, tol=args.tol, verbose=sys.stdout.isatty())
     return _print_check(df, choice, args, len(items))
+
+_plain = ('create', 'Resize', 'ToTensor', 'IntToFloatTensor')  # what `check` does to images as well
+
+def _not_applied(choice):
+    "The transforms that the statistics were measured after and that `check` does not know"
+    names = [t.split(' ')[0].split('.')[-1] for t in choice.provenance.get('transforms', [])]
+    return [n for n in dict.fromkeys(names) if n not in _plain]
 
 def _print_check(df, choice, args, n):
     "The table, a sentence and the picture; the exit status"
     print(df.to_string(index=False, float_format='%.4g', na_rep='–'), '', sep='\n')
     worst = next(v for v in ('drifted', 'too few', 'alike') if (df.verdict==v).any())
     said = dict(drifted='they have drifted from', alike='they fit', **{'too few': 'too few to tell whether they fit'})[worst]
-    print(f"{n:,} images in {args.path}: {said} the {choice.stats.name} statistics in {args.file}")
+    what = f"the {choice.stats.name} statistics" if choice.measured is None else "the training images measured"
+    print(f"{n:,} images in {args.path}: {said} {what} in {args.file}")
+    if other := _not_applied(choice): print(f"note: the statistics were measured after {', '.join(other)}, which these images did not go through")
     if args.plot:
         import matplotlib
         matplotlib.use('Agg')

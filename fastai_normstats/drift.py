@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['used_stats']
 
-# %% ../nbs/08_drift.ipynb #2732f97d
+# %% ../nbs/08_drift.ipynb #3e4311db
 import math, os, warnings
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from .guards import check_images, check_loader, clipped, constant
 from .measure import _unwrapped, look_at, measure_stats
 from .models import IMAGENET, NormalisesInside, _for_channels, model_stats
-from .policy import Policy, _difference, _fitting
+from .policy import Policy, _difference, _divisor, _fitting, _lives_on
 from .running import NormStats
 
 # %% ../nbs/08_drift.ipynb #fd7d40c5
@@ -42,7 +42,7 @@ def _same(a, b):
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     return all(len(x)==len(y) and all(math.isclose(*o, rel_tol=1e-5, abs_tol=1e-7) for o in zip(x, y)) for x,y in zip(a, b))
 
-# %% ../nbs/08_drift.ipynb #4e33d1ab
+# %% ../nbs/08_drift.ipynb #0450ed7f
 def _rows(m, used, training, policy):
     "A dict a channel: how measured images `m` differ from the statistics `used`, which rest on `training` where they were measured"
     shift,ratio,shift_se,ratio_se = _difference(m, used)
@@ -59,10 +59,13 @@ def _rows(m, used, training, policy):
         needed = math.ceil(m.n_images*(policy.z/z)**2) if verdict=='too few' and z>0 else pd.NA
         yield dict(channel=c, n=m.n_images, shift=shift[c].item(), std_ratio=ratio[c].exp().item(), z=z, verdict=verdict, n_needed=needed)
 
-def _rests_on(choice):
-    "The measurement that the statistics of `choice` are taken from, `None` where they are not the data's own"
-    m = choice.measured
-    return m if m is not None and _same((m.mean.tolist(),), (choice.stats.mean,)) else None
+def _reference(used, choice, against):
+    "What to compare with, and the measurement that it rests on, if it does on one"
+    if against not in ('used', 'train'): raise ValueError(f"`against` must be 'used' or 'train', got {against!r}")
+    m = None if choice is None else choice.measured
+    if against=='used': return used, m if m is not None and _same((m.mean.tolist(),), (used.mean,)) else None
+    if m is None: raise ValueError("nothing was measured on the training images: compare with `against='used'`, or fit with `measure=True`")
+    return NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source='measured on the training images'), m
 
 def _loader_of(dls, dl):
     "The loader to check: `dl`, one for the items or the folder that it is, or the validation loader"
@@ -95,11 +98,12 @@ def _groups(dl, by):
         res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res
 
-# %% ../nbs/08_drift.ipynb #c058922d
+# %% ../nbs/08_drift.ipynb #944c7fe5
 @patch
 def check_stats(self:DataLoaders,
     dl=None,              # A loader, a folder or items; `None`: the validation loader
     by=None,              # Function from an item (a path, a row…) to its group (scanner, hospital…), or a column: rows a group; `None`: all together
+    against:str='used',   # Compare with the statistics in `'used'`, or with what was measured on the training images (`'train'`)
     tol:float=.01,        # These as in `measure_stats`
     mask=None,
     nonfinite:str='error',
@@ -111,7 +115,7 @@ def check_stats(self:DataLoaders,
     if used is None: raise ValueError("these loaders are not normalised, so there is nothing to compare with: call `dls.fit_stats()` first")
     dl,choice = _loader_of(self, dl),getattr(tfm, 'choice', None)
     policy = tfm.question['policy'] if choice is not None else Policy()
-    training = None if choice is None else _rests_on(choice)
+    used,training = _reference(used, choice, against)
     said,res = [*check_loader(self.train), *([s] if (s := clipped(_unwrapped(dl))) else [])],[]
     for group,among in ({None: None} if by is None else _groups(dl, by)).items():
         m = measure_stats(dl, tol=tol, mask=mask, nonfinite=nonfinite, seed=seed, verbose=verbose, among=among)
@@ -126,8 +130,8 @@ def check_stats(self:DataLoaders,
 def _not_the_training_images(choice):
     "A reminder of what other statistics in use than the data's own mean for the table"
     shift,ratio,*_ = _difference(choice.measured, choice.stats)
-    return (f"in use are the {choice.stats.name} statistics, from which the training images differ as well: by {shift.abs().max():.2f} σ in the mean and "
-            f"{(ratio.exp()-1).abs().max():.0%} in the std")
+    return (f"in use are the {choice.stats.name} statistics, from which the training images differ as well: by {shift.abs().max():.2f} σ in the mean "
+            f"and {(ratio.exp()-1).abs().max():.0%} in the std; `against='train'` compares with these")
 
 def _other_channels(m, used):
     return (f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the statistics in use {len(used.mean)}: load images of "

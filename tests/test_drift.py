@@ -1,6 +1,6 @@
 "Other images against the statistics in use, against numpy over the same files; what a learner's model expects"
 
-import re,warnings
+import re,subprocess,sys,warnings
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ import timm
 import torch
 from fastai.data.core import DataLoaders,TfmdDL
 from fastai.torch_core import TensorImage
-from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,Learner,MaskBlock,Normalize,PILImageBW,Resize,convnext_tiny,get_image_files,
+from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,Learner,MaskBlock,Normalize,PILImageBW,Resize,aug_transforms,convnext_tiny,get_image_files,
                                imagenet_stats,load_learner,parent_label,resnet18,resnet34,unet_learner,vision_learner)
 from PIL import Image
 from torch import nn
@@ -63,6 +63,15 @@ def test_validation_images(dls):
 def test_against_numbers_by_hand(folder):
     dls = block(batch_tfms=Normalize.from_stats([.3]*3, [.2]*3, cuda=False)).dataloaders(folder, **small)
     check(dls.check_stats(**quiet), pixels(dls.valid_ds.items), stats=([.3]*3, [.2]*3))
+
+def test_against_the_training_images(folder):
+    "A small set keeps ImageNet's statistics, which say nothing about drift: said, and the comparison to ask for"
+    dls = block().dataloaders(folder, **small).fit_stats(model=resnet18, tol=0, **quiet)
+    assert dls.stats_choice.kind=='imagenet'
+    check(dls.check_stats(against='train', tol=0, **quiet), pixels(dls.valid_ds.items), train=pixels(dls.train_ds.items))
+    with pytest.raises(ValueError, match="`against` must be 'used' or 'train', got 'x'"): dls.check_stats(against='x')
+    dls.fit_stats(stats='imagenet', **quiet)
+    with pytest.raises(ValueError, match='nothing was measured on the training images'): dls.check_stats(against='train')
 
 def test_against_imagenet_the_mean_of_image_stds_counts(folder):
     dls = block(batch_tfms=Normalize.from_stats(*imagenet_stats, cuda=False)).dataloaders(folder, **small)
@@ -222,6 +231,33 @@ def test_after_loading(folder, tmp_path):
     again = load_learner(tmp_path/'l.pkl')
     res,df = said(again.dls.check_stats, folder, **quiet)
     assert not res and df.n.tolist()==[N]*3 and not said(again.check_stats, **quiet)[0]
+
+def command(*args):
+    "Exit status and output of `normstats` in a process of its own"
+    code = 'import sys; from fastai_normstats.cli import main; sys.exit(main(sys.argv[1:]))'
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, args)], capture_output=True, text=True)
+    return res.returncode,res.stdout+res.stderr
+
+def test_command(folder, tmp_path):
+    "A fit, the same images, darker ones, too few, one folder at a time, mistakes"
+    status,out = command('fit', folder, '--size', 16, '--out', tmp_path/'s.json')
+    assert status==0, out
+    status,out = command('check', tmp_path/'s.json', folder, '--by-folder', '--plot', tmp_path/'p.png')
+    assert status==0 and 'they fit the training images' in out and all(f' {g} ' in out for g in 'ab') and (tmp_path/'p.png').stat().st_size>5000, out
+    dark = tmp_path/'dark'
+    dark.mkdir()
+    for f in get_image_files(folder): Image.open(f).point(lambda v: v//3).save(dark/f.name)
+    status,out = command('check', tmp_path/'s.json', dark)
+    assert status==3 and 'they have drifted from the training images' in out and 'drifted' in out, out
+    for args in ((tmp_path/'no.json', folder), (tmp_path/'s.json', tmp_path/'nowhere'), (tmp_path/'p.png', folder)):
+        status,out = command('check', *args)
+        assert status==1 and out.startswith('normstats: ') and out.count('\n')==1, out
+
+def test_command_says_what_it_does_not_apply(folder, tmp_path):
+    dls = block(batch_tfms=aug_transforms()).dataloaders(folder, **small).fit_stats(pretrained=False, **quiet)
+    dls.stats_choice.save(tmp_path/'s.json')
+    status,out = command('check', tmp_path/'s.json', folder)
+    assert status in (0, 3) and 'measured after Flip' in out and '16' in str(dls.stats_choice.provenance['image_size'])
 
 def test_16_bit_files_among_those_checked(dls, tmp_path):
     for i in range(8): Image.fromarray(np.random.default_rng(i).integers(0, 3000, (16, 16), dtype=np.uint16)).save(tmp_path/f'{i}.png')
