@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #efd13edb
+# %% ../nbs/06_transform.ipynb #94290aa7
 import os, warnings
 from copy import copy
 from dataclasses import replace
@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
 from plum import NotFoundLookupError
 
-from .cache import cache_folder, disk_key, measure_key, provenance, read_entry, settle, write_entry
+from .cache import cache_folder, disk_key, measure_key, provenance, read_entry, settle, unknown_files, watched, write_entry
 from .guards import check_images, check_loader
 from .measure import _check_pass, _unwrapped, check_indexed, look_at, measure_stats
 from .models import model_stats
@@ -223,7 +223,7 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, (c.measured, c.provenance)) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #16a067cc
+# %% ../nbs/06_transform.ipynb #1174f305
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -245,19 +245,27 @@ def _measured(self:DatasetStats, dl):
     first = not _ranks()[0]
     key,found = _jointly(lambda: self._kept(dl) if first else None)[0]
     if found is not None: return found
-    m = measure_stats(dl, verbose=self.verbose, **self.pass_args)
+    with watched() as files: m = measure_stats(dl, verbose=self.verbose, **self.pass_args)
     how = _jointly(lambda: provenance(dl, m, self.pass_args, key) if first else None)[0]
-    if key and first: write_entry(cache_folder(self.cache), key, m, how)
+    if key and first: self._keep(dl, key, m, how, files)
     return m,how
+
+@patch
+def _keep(self:DatasetStats, dl, key, m, how, files):
+    "Put the measurement `m` into the cache, unless the `files` that were opened say that it depends on more than its key"
+    if _unwrapped(dl).fake_l.num_workers:  # which opened theirs unseen
+        with watched() as files: look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite')})
+    unknown = unknown_files(dl, files)
+    if unknown and self.verbose: print(f"this measurement will not be kept ({unknown[0]} is read besides the training images)")
+    if not unknown: write_entry(cache_folder(self.cache), key, m, how)
 
 @patch
 def _kept(self:DatasetStats, dl):
     "The key of `dl` in the cache and what is kept there; `None` for either where there is none"
-    folder = cache_folder(self.cache)
-    if folder is None: return None,None
-    try: key = disk_key(dl, self.pass_args)
-    except Unstable as e:
-        if self.verbose: print(f"this measurement will not be kept: it depends on {e}")
+    if self.cache is False: return None,None
+    try: folder,key = cache_folder(self.cache),disk_key(dl, self.pass_args)
+    except Exception as e:  # whatever it is, the fit goes on without a cache
+        if self.verbose: print(f"this measurement will not be kept ({e if isinstance(e, Unstable) else f'{type(e).__name__}: {e}'})")
         return None,None
     found = read_entry(folder, key)
     if self.verbose and found: print(f"reused, measured on {found[1]['measured_at'][:16].replace('T', ' ')} UTC")

@@ -1,7 +1,14 @@
 "A measurement is used again where nothing has changed, also by another process, and never where something has; nothing that happens to the cache fails a fit"
 
-import json,os,random,signal,subprocess,sys,time,warnings
+import json,logging,os,random,signal,subprocess,sys,time,warnings
+from argparse import Namespace
+from collections import defaultdict
+from dataclasses import dataclass,field
+from enum import Enum
+from functools import lru_cache,wraps
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +17,7 @@ import torch
 from fastai.vision.all import (CategoryBlock,ColReader,DataBlock,ImageBlock,ImageDataLoaders,IndexSplitter,PILImage,PILImageBW,RandomSplitter,Resize,TensorImage,
                                Transform,aug_transforms,parent_label)
 from PIL import Image
+from torch import nn
 
 import fastai_normstats
 from fastai_normstats import cache as C
@@ -203,14 +211,152 @@ def test_table_of_10_000_rows(table, passes):
 
 @pytest.mark.parametrize('make', [lambda: (lambda x: x*.5), lambda: (lambda x, by=.5: x*by), lambda: np.vectorize(abs) and (lambda x: x.sqrt())])
 def test_lambdas(folder, passes, make):
-    class Apply(Transform):
-        order = 50
-        def __init__(self, f): self.f = f
-        def encodes(self, x:TensorImage): return self.f(x)
     for _ in range(2): fit(folder, batch_tfms=Apply(make()))
     assert len(passes)==1
     fit(folder, batch_tfms=Apply(lambda x: x*.75))
     assert len(passes)==2
+
+# --- what a key does not say: each must make a new measurement after the change, whether it is kept or not
+
+def once_more(folder, passes, change, **kwargs):
+    "The numbers before and after `change`, with new blocks"
+    first = fit(folder, **kwargs)
+    change()
+    second = fit(folder, **kwargs)
+    assert len(passes)==2 and bits(first)!=bits(second)
+
+def halve(paths):
+    for f in paths: Image.open(f).point(lambda v: v//2).save(f)
+
+def test_images_that_a_getter_finds(folder, passes, tmp_path):
+    "Items are other files, folders, numbers or rows, and a function makes images of them"
+    pre = image_folder(tmp_path/'pre', n=24)
+    ids = [str(f.relative_to(folder)) for f in files(folder)]
+    def blocks():
+        shared = dict(blocks=(ImageBlock, CategoryBlock), get_y=lambda o: 'x', splitter=IndexSplitter(range(0, 24, 4)), item_tfms=Resize(12))
+        yield DataBlock(get_items=files, get_x=lambda p: Path(str(p).replace(str(folder), str(pre))), **shared),folder
+        yield DataBlock(get_x=lambda i: PILImage.create(pre/i), **shared),ids
+        yield DataBlock(get_x=lambda r: PILImage.create(pre/r.f), **shared),pd.DataFrame(dict(f=ids))
+        yield DataBlock(get_x=lambda i: PILImage.create(files(pre)[i]), **shared),list(range(24))
+    before = [bits(db.fit_stats(src, **own, **small).stats_choice) for db,src in blocks()]
+    halve(files(pre))
+    after = [bits(db.fit_stats(src, **own, **small).stats_choice) for db,src in blocks()]
+    assert len(passes)==8 and all(a!=b for a,b in zip(before, after))
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_file_that_a_transform_reads(folder, passes, tmp_path, cache_home, capsys, num_workers):
+    np.save(tmp_path/'gain.npy', .5)
+    path = tmp_path/'gain.npy'
+    def load(f): return PILImage.create((np.asarray(Image.open(f))*np.load(path)).astype(np.uint8))
+    def fit(): return DataBlock((ImageBlock, CategoryBlock), get_items=files, get_x=load, get_y=parent_label, splitter=IndexSplitter([0]), item_tfms=Resize(12)).fit_stats(
+        folder, stats='custom', bs=4, num_workers=num_workers).stats_choice
+    first = fit()
+    assert 'gain.npy is read besides the training images' in capsys.readouterr().out and not entries(cache_home)
+    np.save(path, .25)
+    assert bits(fit())!=bits(first) and len(passes)==2
+
+def test_environment_variables(folder, passes, monkeypatch):
+    monkeypatch.setenv('GAIN', '.5')
+    once_more(folder, passes, lambda: monkeypatch.setenv('GAIN', '.25'), batch_tfms=Apply(lambda x: x*float(os.environ['GAIN'])))
+
+class Apply(Transform):
+    order = 50
+    def __init__(self, f): self.f = f
+    def encodes(self, x:TensorImage): return self.f(x)
+
+class Settings: gain = .5
+class Level(Enum): LUNG = .5
+setting,table_of = SimpleNamespace(gain=.5),defaultdict(lambda: setting.gain)
+
+def test_what_globals_hold(folder, passes, monkeypatch):
+    "A class attribute, an object's, a factory's; also in the same process without a cache"
+    for cache in (True, False):
+        for k,f in enumerate((lambda x: x*Settings.gain, lambda x: x*setting.gain, lambda x: x*table_of.default_factory())):
+            n = len(passes)
+            db = block(batch_tfms=Apply(f))
+            for gain,want in ((.5, 1), (.5, 1), (.25, 2)):
+                monkeypatch.setattr(Settings, 'gain', gain), monkeypatch.setattr(setting, 'gain', gain)
+                db.fit_stats(folder, cache=cache and str(folder/f'cache{k}'), **own, **small)
+                assert len(passes)-n==want, (cache, k)
+
+def test_enums_by_value():
+    def of(v):
+        class Level(Enum): LUNG = v
+        return lambda x: x*Level.LUNG.value
+    assert stable(of(1))==stable(of(1))!=stable(of(2))
+
+def test_patched_methods(folder, passes, monkeypatch):
+    "A method put into TensorImage, and an `encodes` for a fastai transform"
+    monkeypatch.setattr(TensorImage, 'dimmed', lambda self: self*.5, raising=False)
+    once_more(folder, passes, lambda: monkeypatch.setattr(TensorImage, 'dimmed', lambda self: self*.25), batch_tfms=Apply(lambda x: x.dimmed()))
+
+def test_decorated_functions():
+    "functools.wraps makes a function say that it is another module's"
+    def dim(f, by):
+        @wraps(f)
+        def inner(x): return f(x)*by
+        return inner
+    assert stable(dim(torch.relu, .5))==stable(dim(torch.relu, .5))!=stable(dim(torch.relu, .25))
+
+def test_containers_with_code():
+    def net(by):
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x)*by
+        return Net(nn.Identity())
+    def bag(p):
+        class Bag(dict): pass
+        b = Bag(a=1)
+        b.p = p
+        return b
+    for make in (net, bag): assert stable(make(1))==stable(make(1))!=stable(make(2))
+
+def test_imports_inside_functions():
+    def own_module(x):
+        import helpers
+        return helpers.random_image
+    def installed(x):
+        import scipy.ndimage
+        return scipy.ndimage.zoom(x, 2)
+    with pytest.raises(Unstable, match='imports helpers when called'): stable(own_module)
+    stable(installed)
+
+def test_large_families_of_classes():
+    "Each names all others: described once, not once a path"
+    ns = {}
+    exec('\n'.join(f'class C{i}:\n    def f(self): return [{", ".join(f"C{j}" for j in range(40))}]' for i in range(40)), ns)
+    began = time.time()
+    stable(ns['C0'])
+    assert time.time()-began<10
+
+@dataclass
+class Config:
+    size:int = 3
+    by:dict = field(default_factory=dict)
+
+class Typed(dict[str, float]): pass
+
+class Pair(NamedTuple):
+    a:int
+    b:int = 2
+
+@pytest.mark.parametrize('o', [Config(4), Config, Pair(1), Namespace(a=1), logging.getLogger('x'), lru_cache(len), list[int], Typed],
+                         ids=lambda o: str(o)[:20])
+def test_common_things_are_described(o): assert json.dumps(stable(o))==json.dumps(stable(o))
+
+class Raises:
+    def __len__(self): return 3
+    def __iter__(self): raise RuntimeError('not today')
+strange = Raises()
+
+def test_whatever_a_transform_reads_the_fit_goes_on(folder, monkeypatch):
+    assert fit(folder, batch_tfms=Apply(lambda x: x if strange else x)).measured.n_images==18
+    monkeypatch.setattr('fastai_normstats.transform.disk_key', lambda *args: 1/0)
+    assert fit(folder).measured.n_images==18
+    with pytest.warns(UserWarning, match='cannot keep'): fit_with_cache(folder, monkeypatch, 'a\0b')
+
+def fit_with_cache(folder, monkeypatch, cache):
+    monkeypatch.undo()
+    return fit(folder, dict(cache=cache))
 
 def test_what_cannot_be_described_is_not_kept(folder, passes, cache_home, capsys):
     "An open file in a transform: measured each time, and said"
@@ -220,7 +366,7 @@ def test_what_cannot_be_described_is_not_kept(folder, passes, cache_home, capsys
         def encodes(self, x:TensorImage): return x
     with open(files(folder)[0], 'rb') as f:
         for _ in range(2): block(batch_tfms=Reads(f)).fit_stats(folder, stats='custom', **small)
-    assert len(passes)==2 and not entries(cache_home) and capsys.readouterr().out.count('will not be kept: it depends on a _io.BufferedReader')==2
+    assert len(passes)==2 and not entries(cache_home) and capsys.readouterr().out.count('will not be kept (_io.BufferedReader')==2
 
 class Base:
     factor = 1.
