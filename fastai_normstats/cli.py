@@ -118,7 +118,7 @@ def _check_outputs(out=None, plot=None):
     kind,kinds = Path(plot).suffix.lower().lstrip('.'),sorted(FigureCanvasBase.filetypes)
     if kind not in kinds: raise CliError(f"cannot draw a picture of kind '.{kind}': {plot} must end in one of {', '.join(kinds)}")
 
-# %% ../nbs/11_cli.ipynb #74de8f2a
+# %% ../nbs/11_cli.ipynb #0a27200e
 def _plot(choice, file):
     "Write the picture of `choice` to `file`"
     import matplotlib
@@ -137,9 +137,9 @@ def _report(choice, args):
 def _measured_when(choice):
     "A line on where the measurement comes from, where that is known"
     p = choice.provenance
-    if not p: return []
+    if not {'measured_at', 'n_images', 'tol', 'seed', 'versions'} <= {*p}: return []
     size = ' of '+' x '.join(map(str, p['image_size'])) if p.get('image_size') else ''
-    with_ = ', '.join(f'{k} {v}' for k,v in p.get('versions', {}).items())
+    with_ = ', '.join(f'{k} {v}' for k,v in p['versions'].items())
     return [f"measured {p['measured_at'][:16].replace('T', ' ')} UTC on {p['n_images']:,} images{size}, tol {p['tol']:g}, seed {p['seed']} ({with_})"]
 
 def _cmd_fit(args):
@@ -169,12 +169,13 @@ def _cmd_demo(args):
         args.no_cache = True  # this folder will not be seen again
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #4361e3be
+# %% ../nbs/11_cli.ipynb #36514d48
 def _size_of(choice, args):
     "The side of the squares that images are brought to"
-    size = choice.provenance.get('image_size') or [224, 224]
-    if args.size is None and size[0]!=size[1]: raise CliError(f"{args.file} was measured on images of {size[0]} x {size[1]}: say `--size`")
-    return args.size or size[0]
+    size = choice.provenance.get('image_size')
+    if args.size or not isinstance(size, list) or len(size)!=2: return args.size or 224
+    if size[0]!=size[1]: raise CliError(f"{args.file} was measured on images of {size[0]} x {size[1]}, and `check` makes squares: say which `--size`")
+    return size[0]
 
 def _cmd_check(args):
     "Measure the folder like a validation set, print the comparison; 3 if anything has drifted"
@@ -192,7 +193,10 @@ def _cmd_check(args):
     dls.fit_stats(stats=choice, cache=False, verbose=False)
     by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
     against = 'used' if choice.measured is None else 'train'
-    df = dls.check_stats(dls.train, by=by, against=against, tol=args.tol, verbose=sys.stdout.isatty())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always', UserWarning)
+        df = dls.check_stats(dls.train, by=by, against=against, tol=args.tol, verbose=sys.stdout.isatty())
+    for w in said: print(f"warning: {w.message}")
     return _print_check(df, choice, args, len(items))
 
 _plain = ('create', 'Resize', 'ToTensor', 'IntToFloatTensor')  # what `check` does to images as well

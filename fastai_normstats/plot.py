@@ -58,7 +58,7 @@ def plot(self:StatsChoice,
     axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False)
     return axs
 
-# %% ../nbs/09_plot.ipynb #889f2f7c
+# %% ../nbs/09_plot.ipynb #60b3d224
 _verdicts = {'alike': '#0072B2', 'drifted': '#D55E00', 'too few': '#888888'}
 
 def _panels(df):
@@ -79,15 +79,17 @@ def plot_drift(
 ):
     "Mean ± std of each group of images against the statistics in use, in σ; returns the axes"
     import matplotlib.pyplot as plt
+    if lack := {'channel', 'n', 'shift', 'std_ratio', 'verdict'}-{*df.columns}: raise ValueError(f"`df` must be what `check_stats` returned, it lacks {min(lack)!r}")
+    if df.empty: raise ValueError("`df` has no rows: nothing to draw")
     panels = _panels(df)
-    n = len(panels[0][1])
-    if axs is None: axs = plt.subplots(1, len(panels), figsize=figsize or (5.2*len(panels), 1.4+.35*n), squeeze=False, layout='constrained')[1][0]
+    most = max(len(p) for _,p in panels)
+    if axs is None: axs = plt.subplots(1, len(panels), figsize=figsize or (5.2*len(panels), 1.4+.35*most), squeeze=False, layout='constrained')[1][0]
     axs = [axs] if hasattr(axs, 'plot') else list(axs)
     if len(axs)!=len(panels): raise ValueError(f"`axs` must hold {len(panels)} axes, one per channel that differs, got {len(axs)}")
     for ax,(name,part) in zip(axs, panels):
         ax.axvspan(-1, 1, color='#EEEEEE'), ax.axvline(0, color='#555555', lw=1)
         for y,(_,r) in enumerate(part.iterrows()): _draw_group(ax, y, r)
-        names = [str(g) for g in part.group] if 'group' in part else ['images']
+        n,names = len(part),[str(g) for g in part.group] if 'group' in part else ['images']*len(part)
         ax.set(yticks=range(n), yticklabels=names, ylim=(n-.5, -.5), xlabel=f'{name}: σ from the mean in use')
         ax.spines[['top', 'left', 'right']].set_visible(False)
     return axs

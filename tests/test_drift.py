@@ -1,6 +1,6 @@
 "Other images against the statistics in use, against numpy over the same files; what a learner's model expects"
 
-import re,subprocess,sys,warnings
+import json,re,subprocess,sys,warnings
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from torch import nn
 from torchvision.models import VGG16_Weights,vgg16
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from fastai_normstats.all import DatasetStats
+import fastai_normstats.all
+from fastai_normstats.cli import main
 from fastai_normstats.drift import used_stats
 from fastai_normstats.models import IMAGENET
 from helpers import image_folder
@@ -252,6 +253,21 @@ def test_command(folder, tmp_path):
     for args in ((tmp_path/'no.json', folder), (tmp_path/'s.json', tmp_path/'nowhere'), (tmp_path/'p.png', folder)):
         status,out = command('check', *args)
         assert status==1 and out.startswith('normstats: ') and out.count('\n')==1, out
+
+def test_command_passes_on_what_the_guards_say(folder, tmp_path):
+    status,out = command('fit', folder, '--size', 16, '--out', tmp_path/'s.json')
+    deep = tmp_path/'deep'
+    deep.mkdir()
+    for i in range(8): Image.fromarray(np.random.default_rng(i).integers(0, 3000, (16, 16), dtype=np.uint16)).save(deep/f'{i}.png')
+    status,out = command('check', tmp_path/'s.json', deep)
+    assert status==3 and 'warning: ' in out and 'clipped' in out, out
+
+@pytest.mark.parametrize('provenance', [{}, {'a': 1}, {'image_size': 'x'}, {'image_size': [1, 2, 3]}], ids=str)
+def test_command_with_odd_provenance(dls, folder, tmp_path, provenance, capsys):
+    d = dls.stats_choice.to_dict()
+    (tmp_path/'s.json').write_text(json.dumps({**d, 'provenance': provenance}))
+    assert main(['show', str(tmp_path/'s.json')])==0 and main(['check', str(tmp_path/'s.json'), str(folder), '--size', '16'])==0
+    assert main(['check', str(tmp_path/'s.json'), str(folder)]) in (0, 3)
 
 def test_command_says_what_it_does_not_apply(folder, tmp_path):
     dls = block(batch_tfms=aug_transforms()).dataloaders(folder, **small).fit_stats(pretrained=False, **quiet)
