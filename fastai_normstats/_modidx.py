@@ -62,7 +62,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_normstats.cache._stable_or_none': ( 'cache.html#_stable_or_none',
                                                                                     'fastai_normstats/cache.py'),
                                         'fastai_normstats.cache._tensor': ('cache.html#_tensor', 'fastai_normstats/cache.py'),
-                                        'fastai_normstats.cache._to_files': ('cache.html#_to_files', 'fastai_normstats/cache.py'),
+                                        'fastai_normstats.cache._to_file': ('cache.html#_to_file', 'fastai_normstats/cache.py'),
                                         'fastai_normstats.cache.cache_folder': ('cache.html#cache_folder', 'fastai_normstats/cache.py'),
                                         'fastai_normstats.cache.describe': ('cache.html#describe', 'fastai_normstats/cache.py'),
                                         'fastai_normstats.cache.describe_items': ('cache.html#describe_items', 'fastai_normstats/cache.py'),

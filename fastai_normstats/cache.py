@@ -167,7 +167,7 @@ def settle(
         if isinstance(v, Described): v.settle()
     return key
 
-# %% ../nbs/04_cache.ipynb #a49903fb
+# %% ../nbs/04_cache.ipynb #bb300bc5
 def versions()->dict:
     "What a measurement depends on besides its data and transforms"
     import fastai, fastai_normstats, PIL
@@ -178,30 +178,29 @@ def _is_file(o): return isinstance(o, (str, os.PathLike)) and os.path.isfile(o)
 
 def _item(tl, i): return tl.items.iloc[i] if hasattr(tl.items, 'iloc') else tl.items[i]
 
-def _to_files(tl):
-    "How many of its transforms `tl` applies to an item before each time that it is the path of a file"
-    x,res = _item(tl, 0),[]
+def _to_file(tl):
+    "How many of its transforms `tl` applies to an item before it is the path of a file; `None` if it never is"
+    x = _item(tl, 0)
     with no_random(0, reproducible=False):
         for k,f in enumerate(tl.tfms.fs):
-            if _is_file(x): res.append(k)
+            if _is_file(x): return k
             x = f(x)
-    return res
 
-def _files(tl, ks):
-    "The files of each item in turn: what it is after each number of transforms in `ks`"
+def _files(tl, k):
+    "The file of each item in turn: what it is after `k` transforms"
     for i in range(len(tl.items)):
         x = _item(tl, i)
-        for k in range(max(ks)+1):
-            if k in ks: yield os.path.abspath(x)
-            if k<max(ks): x = tl.tfms.fs[k](x)
+        for f in tl.tfms.fs[:k]: x = f(x)
+        yield os.path.abspath(x)
 
 def _items_key(ds):
     "The training items: files by path, size and time; of tables the rows as well; else arrays by value"
     if not hasattr(ds, 'tls'): raise Unstable(f"a dataset of type {type(ds).__name__} does not show its items")
     res = {'n': len(ds)}
     for i,tl in enumerate(ds.tls[:ds.n_inp]):
-        if ks := _to_files(tl): res[f'files{i or ""}'] = digest(repr([(f, _file_state(f)) for f in _files(tl, ks)]).encode())
-        if not ks or hasattr(tl.items, 'iloc'): res[f'values{i or ""}'] = stable(tl.items)
+        k = _to_file(tl)
+        if k is not None: res[f'files{i or ""}'] = digest(repr([(f, _file_state(f)) for f in _files(tl, k)]).encode())
+        if k is None or hasattr(tl.items, 'iloc'): res[f'values{i or ""}'] = stable(tl.items)
     return res
 
 def disk_key(
@@ -228,7 +227,7 @@ def key_hash(
     "The name of the entry of `key`"
     return digest(json.dumps(key, sort_keys=True).encode())
 
-# %% ../nbs/04_cache.ipynb #8c5b6263
+# %% ../nbs/04_cache.ipynb #0b8be5ac
 _watching,_most = [],1000
 
 def _note(event, args):
@@ -258,7 +257,7 @@ def unknown_files(
     "Those of `files` that are no training item's and not Python's"
     left = {f for f in files if not _of_python(f)}
     for tl in getattr(_unwrapped(dl).dataset, 'tls', []) if left else []:
-        if ks := _to_files(tl): left.difference_update(map(os.path.realpath, _files(tl, ks)))
+        if (k := _to_file(tl)) is not None: left.difference_update(map(os.path.realpath, _files(tl, k)))
     return sorted(left)
 
 # %% ../nbs/04_cache.ipynb #85ca5337
