@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['used_stats']
 
-# %% ../nbs/08_drift.ipynb #3e4311db
+# %% ../nbs/08_drift.ipynb #436907ad
 import math, os, warnings
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from .guards import check_images, check_loader, clipped, constant
-from .measure import _unwrapped, look_at, measure_stats
+from .measure import _item_at, _unwrapped, look_at, measure_stats
 from .models import IMAGENET, NormalisesInside, _for_channels, model_stats
 from .policy import Policy, _difference, _divisor, _fitting, _lives_on
 from .running import NormStats
@@ -42,7 +42,7 @@ def _same(a, b):
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     return all(len(x)==len(y) and all(math.isclose(*o, rel_tol=1e-5, abs_tol=1e-7) for o in zip(x, y)) for x,y in zip(a, b))
 
-# %% ../nbs/08_drift.ipynb #0450ed7f
+# %% ../nbs/08_drift.ipynb #e7f10920
 def _rows(m, used, training, policy):
     "A dict a channel: how measured images `m` differ from the statistics `used`, which rest on `training` where they were measured"
     shift,ratio,shift_se,ratio_se = _difference(m, used)
@@ -90,10 +90,9 @@ def _groups(dl, by):
     "Indices of the items of `dl`, by what function or column `by` says of each"
     items,res = getattr(_unwrapped(dl).dataset, 'items', None),{}
     if items is None: raise TypeError(f"`by` needs a dataset with `items`, got {type(_unwrapped(dl).dataset).__name__}")
-    rows = hasattr(items, 'iloc')
-    if isinstance(by, str) and not (rows and by in items): raise ValueError(f"`by` must be a function from an item to its group, or a column, got {by!r}")
+    if isinstance(by, str) and not (hasattr(items, 'iloc') and by in items): raise ValueError(f"`by` must be a function from an item to its group, or a column, got {by!r}")
     for i in range(len(items)):
-        item = items.iloc[i] if rows else items[i]
+        item = _item_at(items, i)
         key = item[by] if isinstance(by, str) else by(item)
         res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res

@@ -6,8 +6,7 @@
 __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'background', 'off_range', 'after_normalize', 'twice',
            'less_than_a_batch', 'clipped', 'check_images', 'check_loader']
 
-# %% ../nbs/05_guards.ipynb #0d9b36fd
-import os
+# %% ../nbs/05_guards.ipynb #c9891bb0
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from fastai.torch_core import TensorImage, no_random
 from fastai.vision.augment import RandomErasing
 from PIL import Image, UnidentifiedImageError
 
-from .measure import _unwrapped, handful
+from .cache import _is_file
+from .measure import _item_at, _unwrapped, handful
 from .models import IMAGENET
-from .policy import _constant_text, _ends_of, _num
+from .policy import _constant_text, _ends_of, _num, _on
 
 # %% ../nbs/05_guards.ipynb #a27caaf7
 def already_normalised(
@@ -80,14 +80,14 @@ def background(m)->str|None:
     return (f"{share:.0%} of the pixels are background (value {_num(value)}): mean and std describe it more than the subject; "
             f"`mask=lambda x: x[:, :1]{'>' if black else '<'}{edge:.3g}` leaves it out")
 
-# %% ../nbs/05_guards.ipynb #4b151d29
+# %% ../nbs/05_guards.ipynb #99efbe53
 def off_range(
     m,     # `RunningStats` of the images before normalisation
     stats  # `NormStats` to normalise them with, not measured on them
 )->str|None:
     "Numbers made for images on another range of values?"
+    if stats.name=='custom' or _on(m, stats.value_range, least=0.): return None
     (lo,hi),(a,b) = stats.value_range,_ends_of(m)
-    if stats.name=='custom' or lo-.05*(hi-lo)<=a and b<=hi+.05*(hi-lo): return None
     return (f"the pixel values run from {_num(a)} to {_num(b)}, while the {stats.name} statistics are for images from {_num(lo)} to "
             f"{_num(hi)}: bring the images to that range, or use `stats='custom'`")
 
@@ -128,19 +128,17 @@ def less_than_a_batch(
     return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete batches are dropped: "
             f"training would see none; use `bs={max(1, 2**(dl.n.bit_length()-1))}`")
 
-# %% ../nbs/05_guards.ipynb #8a9e07b3
+# %% ../nbs/05_guards.ipynb #b576ceee
 def _raw(file):
     "The values in an image file of more than 8 bits, `None` for others and for what Pillow does not read"
     try:
         with Image.open(file) as im: return np.asarray(im) if im.mode[0] in 'IF' else None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError): return None
 
-def _is_file(o): return isinstance(o, (str, os.PathLike)) and os.path.isfile(o)
-
 def _loading(dl, i):
     "The file of the `i`-th training item and the image that the type transforms make of it, or `None`"
     tl = dl.dataset.tls[0]
-    x = tl.items.iloc[i] if hasattr(tl.items, 'iloc') else tl.items[i]
+    x = _item_at(tl.items, i)
     for f in tl.tfms.fs:
         file = x if _is_file(x) else None
         if file is not None and _raw(file) is None: return None

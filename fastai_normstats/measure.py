@@ -53,16 +53,19 @@ def input_images(
     kinds = ', '.join(type(o).__name__ for o in parts)
     raise TypeError(f"no image among the inputs ({kinds}): Normalize acts on TensorImage only, so let a block yield it (e.g. `ImageBlock`)")
 
-# %% ../nbs/03_measure.ipynb #34856d79
+# %% ../nbs/03_measure.ipynb #55aa6795
 class ReadError(OSError):
     "An item could not be read or transformed; names it"
+
+def _item_at(items, i):
+    "The `i`-th of `items`, which may be the rows of a table"
+    return items.iloc[i] if hasattr(items, 'iloc') else items[i]
 
 def _item_name(dataset, i):
     "The file or row that `dataset` (or anything with `items`) reads for index `i`, for messages"
     items = getattr(dataset, 'items', None)
     if items is None: return f"item {i}"
-    item = items.iloc[i] if hasattr(items, 'iloc') else items[i]
-    return ' '.join(str(item).split())[:300]
+    return ' '.join(str(_item_at(items, i)).split())[:300]
 
 def _first_line(e): return next((s.strip() for s in str(e).splitlines() if s.strip()), type(e).__name__)
 
