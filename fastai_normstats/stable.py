@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Unstable', 'digest', 'stable', 'patches']
 
-# %% ../nbs/04_stable.ipynb #f4a3f441
+# %% ../nbs/04_stable.ipynb #04d8aa11
 import dis, hashlib, json, math, os, re, sys, typing
 from argparse import Namespace
 from collections import deque
@@ -30,7 +30,7 @@ from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
 from plum import Function
 
-# %% ../nbs/04_stable.ipynb #32d2eb44
+# %% ../nbs/04_stable.ipynb #5c7cf2f6
 class Unstable(ValueError):
     "Something that another process could not recognise"
 
@@ -86,7 +86,7 @@ def _cell(c, inner):
 
 def _function(f, inner):
     "An installed function by name and place, one's own by its code and what that reads"
-    held = [inner(f.__defaults__), inner(f.__kwdefaults__), [_cell(c, inner) for c in f.__closure__ or ()], {k: inner(v) for k,v in sorted(vars(f).items())}]
+    held = [inner(f.__defaults__), inner(f.__kwdefaults__), [_cell(c, inner) for c in f.__closure__ or ()], {k: inner(v) for k,v in sorted(vars(f).items()) if k not in _not_code}]
     if not _is_own(f): return ['function', f'{f.__module__}.{f.__qualname__}', _package(f.__module__), f.__code__.co_firstlineno, *held]
     kinds = {k: getattr(v, '__qualname__', str(v)) for k,v in f.__annotations__.items()}  # a transform acts on these
     names,imports = _reads(f.__code__)
@@ -94,7 +94,7 @@ def _function(f, inner):
     read = {k: inner(f.__globals__[k]) for k in sorted(names) if k in f.__globals__}
     return ['function', f.__qualname__, _code(f.__code__), kinds, *held, read, [_package(m) for m in sorted(imports)]]
 
-# %% ../nbs/04_stable.ipynb #28699336
+# %% ../nbs/04_stable.ipynb #ef03e63d
 _not_code = ('__dict__', '__weakref__', '__doc__', '__module__', '__qualname__', '__annotations__', '__signature__', '__firstlineno__', '__static_attributes__',
              '__abstractmethods__', '_abc_impl', '__annotate__', '__annotate_func__', '__annotations_cache__', '__slots__', '__dataclass_fields__',
              '__dataclass_params__', '__match_args__', '__orig_bases__', '__parameters__')
@@ -121,7 +121,7 @@ def _class(c, inner):
                                     {k: inner(v) for k,v in members.items() if isinstance(v, FunctionType)}]
     return ['class', c.__qualname__, [inner(b) for b in c.__bases__], parts, inner(type(c)) if type(c) is not type and not _package(type(c).__module__) else '']
 
-# %% ../nbs/04_stable.ipynb #1fd33227
+# %% ../nbs/04_stable.ipynb #2e39587f
 _by_repr = (re.Pattern, datetime, date, timedelta, Decimal, Fraction, UUID, itemgetter, attrgetter, methodcaller)
 
 def _params(cls):
@@ -135,7 +135,8 @@ def _held(o):
     slots = {k for c in type(o).__mro__ for k in (lambda v: [v] if isinstance(v, str) else v)(vars(c).get('__slots__', ()))}-{'__dict__', '__weakref__'}
     if not hasattr(o, '__dict__') and not slots: return None
     res = {**{k: getattr(o, k) for k in slots if hasattr(o, k)}, **getattr(o, '__dict__', {})}
-    return {str(k): v for k,v in res.items() if k not in _not_code and not (isinstance(o, RandTransform) and k in ('do', 'mat', 'split_idx'))}
+    drawn = ('do', 'mat', 'split_idx') if isinstance(o, RandTransform) else ('orig_pts', 'targ_pts', 'coeffs', 'change') if type(o).__module__==RandTransform.__module__ else ()
+    return {str(k): v for k,v in res.items() if k not in _not_code and k not in drawn}
 
 def _object(o, inner):
     "An installed transform by class, arguments and functions, since it may remember the last batch; anything else by class and all it holds"
@@ -179,7 +180,7 @@ def _frame(o):
     try: return ['frame', digest(pd.util.hash_pandas_object(o, index=True).values.tobytes()), [str(c) for c in getattr(o, 'columns', ())]]
     except TypeError as e: raise Unstable(f"a table has cells that cannot be hashed ({e})") from e
 
-# %% ../nbs/04_stable.ipynb #4142672d
+# %% ../nbs/04_stable.ipynb #a6665ff7
 def _plain(o):
     "What JSON holds as it is, or in one word"
     if isinstance(o, float) and not math.isfinite(o): return repr(o)

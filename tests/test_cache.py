@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock,ColReader,DataBlock,ImageBlock,ImageDataLoaders,IndexSplitter,PILImage,PILImageBW,RandomSplitter,Resize,TensorImage,
-                               Transform,aug_transforms,parent_label)
+from fastai.vision.all import (CategoryBlock,ColReader,DataBlock,Hue,ImageBlock,ImageDataLoaders,IndexSplitter,PILImage,PILImageBW,RandomErasing,RandomSplitter,Resize,Saturation,TensorImage,
+                               Transform,aug_transforms,parent_label,vision_learner)
 from PIL import Image
 from torch import nn
 
@@ -86,6 +86,20 @@ def test_measured_again(folder, passes, name):
 def test_another_augmentation_parameter(folder, passes):
     for deg in (10, 10, 11): fit(folder, batch_tfms=aug_transforms(max_rotate=deg))
     assert len(passes)==2
+
+def test_what_transforms_drew_last_is_no_change(folder, passes):
+    "A measurement is found again after training batches went through the very same transforms"
+    for _ in range(2):
+        tfms = [*aug_transforms(), Hue(), Saturation(), RandomErasing()]
+        fit(folder, batch_tfms=tfms)
+        dls = block(batch_tfms=tfms).dataloaders(folder, **small)
+        for _ in range(5): dls.one_batch()
+        fit(folder, batch_tfms=tfms)
+    assert len(passes)==1
+
+def test_decorated_functions_of_packages_can_be_described():
+    "fastcore's `delegates` puts a signature into what a function holds"
+    assert stable(vision_learner)==stable(vision_learner)
 
 def test_another_mask(folder, passes):
     for t in (.2, .2, .3): fit(folder, dict(mask=lambda x, t=t: x[:, :1]>t))
