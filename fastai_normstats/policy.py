@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Policy', 'NotMeasured', 'StatsChoice', 'choose_stats']
 
-# %% ../nbs/02_policy.ipynb #31935e9f
+# %% ../nbs/02_policy.ipynb #9e4c12ab
 import json, os, tempfile
 from dataclasses import dataclass, field
 from html import escape
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from .models import IMAGENET, NATURAL, _for_channels, _for_unit_range, is_imagenet, model_stats
 from .running import NormStats, RunningStats, _known
 
-# %% ../nbs/02_policy.ipynb #c89c96bd
+# %% ../nbs/02_policy.ipynb #8e3d9fc2
 @dataclass(frozen=True)
 class Policy:
     "The thresholds of `choose_stats`"
@@ -31,7 +31,7 @@ class Policy:
         if not 0<=self.small<=self.enough: raise ValueError(f"`small` must lie in 0…`enough`, got {self.small} and {self.enough}")
         if self.similar<0 or self.z<0: raise ValueError(f"`similar` and `z` must not be negative, got {self.similar} and {self.z}")
 
-# %% ../nbs/02_policy.ipynb #c220d59e
+# %% ../nbs/02_policy.ipynb #3597d445
 class NotMeasured(ValueError):
     "A rule needs measured statistics and there are none"
 
@@ -58,7 +58,7 @@ class _Case:
     @property
     def n_text(self): return f"{self.n_images:,} training image{'s'*(self.n_images!=1)}"
 
-# %% ../nbs/02_policy.ipynb #429cf5e7
+# %% ../nbs/02_policy.ipynb #ce7a9b1d
 @dataclass(frozen=True)
 class _Verdict:
     "What a rule gives"
@@ -71,13 +71,14 @@ def _models(case, why, warnings=()):
     kind = 'imagenet' if is_imagenet(case.model) and not case.is_domain else 'pretrained'
     return _Verdict(_applied(case, case.model), kind, why, list(warnings))
 
-def _custom(case, why, warnings=()):
+def _custom(case, why, warnings=(), estimator='pooled'):
     "The measured statistics; a constant channel gets std 1, as in scikit-learn's `StandardScaler`"
     m = case.own
-    stats = NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source=f"measured on {_how_many(m)} training images")
+    source = f"measured on {_how_many(m)} training images"
+    stats = NormStats(m.mean, _divisor(m, estimator), estimator=estimator, value_range=_lives_on(m), source=source)
     return _Verdict(stats, 'custom', why, list(warnings))
 
-# %% ../nbs/02_policy.ipynb #619dad6c
+# %% ../nbs/02_policy.ipynb #3cf4591a
 def _on(m, value_range, least=.1, slack=.05):
     "Do the pixels measured live on `value_range`, and on at least a part `least` of it?"
     (lo,hi),(a,b) = value_range,_ends_of(m)
@@ -104,12 +105,12 @@ def _applied(case, s):
     raise ValueError(f"the pixel values run from {_num(a)} to {_num(b)}, and {s.name}'s statistics are for images from {lo} to {hi}: "
                      "scale the images to that range or to [0, 1], or use `stats='custom'`")
 
-# %% ../nbs/02_policy.ipynb #a2c012ee
+# %% ../nbs/02_policy.ipynb #f5bed83a
 def _constant(m):
     "Channels whose values are one constant, up to the rounding of float32"
     return m.std <= 1e-6*torch.maximum(m.min.abs(), m.max.abs())
 
-def _divisor(m): return m.std.where(~_constant(m), 1.)
+def _divisor(m, estimator='pooled'): return (m.image_std if estimator=='image' else m.std).where(~_constant(m), 1.)
 
 def _lives_on(m):
     "The value range of measured images: that of the histogram if they keep to it, else their own"
@@ -124,21 +125,22 @@ def _how_well(m):
 
 def _num(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
 
-# %% ../nbs/02_policy.ipynb #5e59287a
+# %% ../nbs/02_policy.ipynb #9464d5cb
 def _given(case):
     "`stats=` named statistics or numbers"
     s = case.stats
     if isinstance(s, str):
-        if s=='auto':       return None
-        if s=='custom':     return _custom(case, "the data's own statistics, as `stats='custom'` asks")
-        if s=='pretrained': return _models(case, f"{case.whose} statistics, as `stats='pretrained'` asks")
+        if s=='auto':         return None
+        if s=='custom':       return _custom(case, "the data's own statistics, as `stats='custom'` asks")
+        if s=='custom-image': return _custom(case, "the data's own mean and mean of the images' stds, as `stats='custom-image'` asks", estimator='image')
+        if s=='pretrained':   return _models(case, f"{case.whose} statistics, as `stats='pretrained'` asks")
     stats = _named(s)
     why = f"{'the numbers' if stats.name=='custom' else stats.name+' statistics'}, as `stats=` gives them"
     return _Verdict(_applied(case, stats), 'imagenet' if is_imagenet(stats) else 'given', why)
 
 def _named(s):
     "The statistics that `stats=` names or gives, or a ValueError that says what it takes"
-    takes = "`stats` takes 'auto', 'custom', 'imagenet', 'pretrained', a model's name or (mean, std)"
+    takes = "`stats` takes 'auto', 'custom', 'custom-image', 'imagenet', 'pretrained', a model's name or (mean, std)"
     try: res = model_stats(s.stats if isinstance(s, StatsChoice) else s, n_channels=None)
     except ValueError as e: raise ValueError(f"{takes}: {e}") from e
     if res is None: raise ValueError(f"{takes}, got None")
@@ -164,7 +166,7 @@ def _domain(case):
     if case.is_domain and (case.measured is None or len(m.mean)==case.own.n_channels):
         return _models(case, f"{m.name} was pretrained on {m.domain} ({m.source}), so its own statistics")
 
-# %% ../nbs/02_policy.ipynb #586586ee
+# %% ../nbs/02_policy.ipynb #bc8857a1
 def _channels(case):
     "No statistics for this number of channels"
     if case.measured is None and case.frozen: return None
@@ -183,7 +185,7 @@ def _small(case):
     n = case.policy.small
     if case.n_images<n: return _models(case, f"{case.n_text} are fewer than {n:,}: too few to depart from {case.whose} statistics")
 
-# %% ../nbs/02_policy.ipynb #9d01649c
+# %% ../nbs/02_policy.ipynb #637cb156
 def _difference(measured, model):
     "Shift of the mean in σ and log ratio of the std from `model`, with the standard error of each: four tensors of shape (C,)"
     m,s = (torch.tensor(o, dtype=torch.float64) for o in model)
@@ -207,7 +209,7 @@ def _enough(case):
     if case.n_images<n: return None
     return _custom(case, f"{case.n_text} (at least {n:,}) differ from {case.whose} statistics by {_by_how_much(case)}, so the data's own")
 
-# %% ../nbs/02_policy.ipynb #3ea41aa7
+# %% ../nbs/02_policy.ipynb #fd3b7afe
 def _significance(case):
     "How many standard errors the differences that matter (those of at least `similar`) are worth, at the most"
     shift,ratio,shift_se,ratio_se = _difference(case.own, case.model)
@@ -230,7 +232,7 @@ def _unclear(case):
 _rules = dict(given=_given, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #48c6d924
+# %% ../nbs/02_policy.ipynb #4608006a
 _format = 'fastai_normstats.StatsChoice'
 
 @dataclass(frozen=True)
@@ -262,14 +264,14 @@ class StatsChoice:
         table = self.table().to_html(index=False, float_format='%.4g', na_rep='–', border=0)
         return f'<p><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): {escape(self.why)}{warn}</p>{table}'
 
-# %% ../nbs/02_policy.ipynb #5ba5af12
+# %% ../nbs/02_policy.ipynb #8e76d0b6
 _stats_cols = ['mean', 'mean_se', 'std', 'std_se', 'image_std', 'shift', 'std_ratio']
 
 @patch
 def table(self:StatsChoice):
     "A DataFrame with one row a candidate and channel; `std` is what would divide, `shift` is in σ of the model's std"
     import pandas as pd
-    rows = [] if self.measured is None else _measured_rows(self.measured, self.model, self.kind=='custom')
+    rows = [] if self.measured is None else _measured_rows(self.measured, self.model, self.kind=='custom', self.stats.estimator)
     if self.model is not None: rows += _number_rows(self._label(self.model), self.model, self.stats==self.model)
     if not any(r['used'] for r in rows): rows += _number_rows('given', self.stats, True)
     return pd.DataFrame(rows, columns=['candidate', 'channel', *_stats_cols, 'used']).astype({c: float for c in _stats_cols})
@@ -279,14 +281,16 @@ def _number_rows(name, s, used):
     image = s.estimator=='image'
     return [dict(candidate=name, channel=c, mean=m, std=d, image_std=d if image else None, used=used) for c,(m,d) in enumerate(zip(*s))]
 
-def _measured_rows(m, model, used):
+def _measured_rows(m, model, used, estimator):
     "Rows for the measured statistics, compared with `model` where the channels agree"
     nan = torch.full((m.n_channels,), torch.nan)
     shift,ratio = _difference(m, model)[:2] if model and len(model.mean)==m.n_channels else (nan, nan)
-    values = torch.stack([m.mean, m.mean_se, _divisor(m), m.std_se, m.image_std, shift, ratio.exp()], 1).tolist()
+    image = used and estimator=='image'
+    std,std_se = (_divisor(m, 'image'), m.image_std_se) if image else (_divisor(m), m.std_se)
+    values = torch.stack([m.mean, m.mean_se, std, std_se, m.image_std, shift, ratio.exp()], 1).tolist()
     return [dict(zip(_stats_cols, v), candidate='custom', channel=c, used=used) for c,v in enumerate(values)]
 
-# %% ../nbs/02_policy.ipynb #3f694bfb
+# %% ../nbs/02_policy.ipynb #7dbd43e1
 def _write_json(path, d):
     "Write `d` to `path` in one step, so that no half-written file can be read"
     path = Path(path)
@@ -314,7 +318,7 @@ def save(self:StatsChoice,
     _write_json(path, self.to_dict())
     return Path(path)
 
-# %% ../nbs/02_policy.ipynb #865f9ed9
+# %% ../nbs/02_policy.ipynb #4508b21d
 @patch(cls_method=True)
 def from_dict(cls:StatsChoice, d)->StatsChoice:
     "The choice that `to_dict` wrote"
@@ -336,14 +340,14 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #2f3a952c
+# %% ../nbs/02_policy.ipynb #f5e199d3
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
     model=None,                        # What `model_stats` takes; `None`: ImageNet's
     pretrained:bool=True,              # Does training start from pretrained weights?
     frozen:bool=False,                 # Will the body stay untrained throughout?
-    stats='auto',                      # `'auto'`, `'custom'`, `'imagenet'`, `'pretrained'`, a model's name, `NormStats`, `(mean, std)` or a `StatsChoice`
+    stats='auto',                      # `'auto'`, `'custom'`, `'custom-image'`, `'imagenet'`, `'pretrained'`, a model's name, `NormStats`, `(mean, std)` or a `StatsChoice`
     policy:Policy=Policy()             # The thresholds
 )->StatsChoice:
     "The first rule that holds decides; `NotMeasured` (a ValueError) where that rule needs `measured` and there is none"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #94290aa7
+# %% ../nbs/06_transform.ipynb #c03b1c75
 import os, warnings
 from copy import copy
 from dataclasses import replace
@@ -27,7 +27,7 @@ from .policy import NotMeasured, Policy, StatsChoice, _named, choose_stats
 from .running import _jointly, _ranks
 from .stable import Unstable
 
-# %% ../nbs/06_transform.ipynb #8826d70a
+# %% ../nbs/06_transform.ipynb #293248ba
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -50,7 +50,7 @@ def _per_channel(v, axes):
     v = torch.as_tensor(v)
     return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
 
-# %% ../nbs/06_transform.ipynb #43be240a
+# %% ../nbs/06_transform.ipynb #d97928a1
 def _check_axes(axes):
     if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
 
@@ -101,7 +101,7 @@ def _is_valid_loader(dl, train_signs=(False, False)):
     idx = getattr(dl.dataset, 'split_idx', None)
     return idx!=0 if idx is not None else any(a and not b for a,b in zip(train_signs, _signs(dl)))
 
-# %% ../nbs/06_transform.ipynb #59a15b32
+# %% ../nbs/06_transform.ipynb #b0849b2a
 def _put_copy(pipe, old, new):
     "Put `new` in the place of `old` in a pipeline, which holds each transform in `fs` and by name"
     for k,v in list(vars(pipe).items()):
@@ -133,7 +133,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #e511b25b
+# %% ../nbs/06_transform.ipynb #fcf38002
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -142,7 +142,7 @@ class DatasetStats(Normalize):
         axes:tuple=(0,2,3),        # Axes of a batch that the statistics run over; (0,2,3,4) for volumes
         *,
         model=None,                # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
-        stats='auto',              # `'auto'`, `'custom'`, `'imagenet'`, `'pretrained'`, a model's name, or `(mean, std)`
+        stats='auto',              # `'auto'`, `'custom'`, `'custom-image'`, `'imagenet'`, `'pretrained'`, a model's name, or `(mean, std)`
         pretrained:bool=True,      # Does training start from pretrained weights?
         frozen:bool=False,         # Will the body stay untrained throughout?
         policy:Policy|None=None,   # Thresholds of the choice; `None`: those of `Policy()`
@@ -196,7 +196,7 @@ class DatasetStats(Normalize):
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
 
-# %% ../nbs/06_transform.ipynb #65072220
+# %% ../nbs/06_transform.ipynb #243cfe90
 @patch
 def _fuses(self:DatasetStats, x):
     "May `x` be normalised by one multiplication and addition to within 1e-6 of the formula? Prepares it if so"
@@ -207,10 +207,10 @@ def _fuses(self:DatasetStats, x):
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
-# %% ../nbs/06_transform.ipynb #e7ebff77
+# %% ../nbs/06_transform.ipynb #b9c632e9
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
-    choose_words = ('auto', 'custom', 'pretrained')
+    choose_words = ('auto', 'custom', 'custom-image', 'pretrained')
     return stats if isinstance(stats, StatsChoice) or isinstance(stats, str) and stats in choose_words else _named(stats)
 
 _parts = dict(items='training items', n='number of items', load='how an item is loaded', item_tfms='item transforms',
@@ -223,7 +223,7 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, (c.measured, c.provenance)) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #1174f305
+# %% ../nbs/06_transform.ipynb #0b1ff504
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -303,7 +303,7 @@ def _choose(self:DatasetStats, dl, key):
     if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
     return choice
 
-# %% ../nbs/06_transform.ipynb #7351f4de
+# %% ../nbs/06_transform.ipynb #64004132
 @patch
 def installed(self:DatasetStats):
     "A copy with these numbers for good: setting it up on other loaders changes nothing"
