@@ -7,3 +7,4 @@ from .transform import *
 from .block import *
 from .drift import *
 from .plot import *
+from .compare import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeptSplit']
 
-# %% ../nbs/07_block.ipynb #0b150042
+# %% ../nbs/07_block.ipynb #0f1ddfea
 from difflib import get_close_matches
 from inspect import signature
 
@@ -24,7 +24,7 @@ from .measure import ReadError, _first_line, _item_name, _unwrapped
 from .policy import StatsChoice
 from .transform import DatasetStats
 
-# %% ../nbs/07_block.ipynb #df642ffa
+# %% ../nbs/07_block.ipynb #0592e1d5
 class KeptSplit:
     "A splitter that goes on with its first split while the items, and what `splitter` makes of them, stay the same"
     def __init__(self,
@@ -51,19 +51,23 @@ class KeptSplit:
         try: return self._ask(items)==self.splits
         finally: set_random_states(**now)
 
-# %% ../nbs/07_block.ipynb #397b6f8a
+# %% ../nbs/07_block.ipynb #3a2ff8e7
 _own = [k for k in signature(DatasetStats.__init__).parameters if k not in ('self', 'mean', 'std')]
+
+def _without_stats(tfms):
+    "`tfms` without any Normalize"
+    return L(o for o in tfms if not isinstance(o, Normalize) and not (isinstance(o, type) and issubclass(o, Normalize)))
 
 def _with_stats(tfms, tfm):
     "`tfms` with `tfm` in place of every Normalize"
-    return L(o for o in tfms if not isinstance(o, Normalize) and not (isinstance(o, type) and issubclass(o, Normalize))) + [tfm]
+    return _without_stats(tfms) + [tfm]
 
 def _stats_in(tfms):
     "The DatasetStats among `tfms`, `None` if there is none"
     return next((t for t in tfms if isinstance(t, DatasetStats)), None)
 
-def _check_keywords(block, kwargs):
-    "Refuse keywords that no loader knows: fastai would ignore a misspelt one without a word"
+def _check_keywords(block, kwargs, name='fit_stats'):
+    "Refuse keywords of function `name` that no loader knows: fastai would ignore a misspelt one without a word"
     loaders,dl_type = signature(FilteredBase.dataloaders).parameters,kwargs.get('dl_type') or block.dl_type
     params = signature(dl_type.__init__).parameters
     if any(p.kind==p.VAR_KEYWORD for p in params.values()): return
@@ -71,9 +75,9 @@ def _check_keywords(block, kwargs):
     for k in kwargs:
         if k in known or k.removeprefix('val_') in known: continue
         near = get_close_matches(k, sorted(known), n=1)
-        raise TypeError(f"fit_stats has no keyword {k!r}{f': did you mean {near[0]!r}?' if near else ''}")
+        raise TypeError(f"{name} has no keyword {k!r}{f': did you mean {near[0]!r}?' if near else ''}")
 
-# %% ../nbs/07_block.ipynb #e6695f2e
+# %% ../nbs/07_block.ipynb #e365345a
 def _fit_block(self, source, **kwargs):
     "Make the loaders once, which measures; an unreadable file is named"
     try: type(self).dataloaders(self, source, **kwargs)  # a copied block's `self.dataloaders` is its original's
@@ -107,13 +111,13 @@ def fit_stats(self:DataBlock,
     tfm.pinned,tfm.trial = True,False
     return self
 
-# %% ../nbs/07_block.ipynb #f67c9bec
+# %% ../nbs/07_block.ipynb #379cb037
 @patch(as_prop=True)
 def stats_choice(self:DataBlock)->StatsChoice|None:
     "What the last `fit_stats` (or the last loaders made) chose, and why; `None` before"
     return getattr(_stats_in(self.batch_tfms), 'choice', None)
 
-# %% ../nbs/07_block.ipynb #1613e5a4
+# %% ../nbs/07_block.ipynb #b45bd595
 def _install(dl, tfm):
     "Put `tfm` into the batch transforms of `dl`, in place of every Normalize"
     dl = _unwrapped(dl)
@@ -140,7 +144,7 @@ def stats_choice(self:DataLoaders)->StatsChoice|None:
     "What these loaders are normalised with, and why; `None` where it was not chosen by `DatasetStats`"
     return getattr(_stats_in(_unwrapped(self.train).after_batch.fs), 'choice', None)
 
-# %% ../nbs/07_block.ipynb #ee519cb8
+# %% ../nbs/07_block.ipynb #f10507fa
 def _frozen(tfm):
     "A plain fastai Normalize with the numbers of `tfm`"
     if tfm.mean is None: raise ValueError("nothing was measured yet, so there are no numbers to freeze: call `dls.fit_stats()` first")

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['plot_drift']
 
-# %% ../nbs/09_plot.ipynb #d9e2a237
+# %% ../nbs/09_plot.ipynb #7f0583d8
 import numpy as np
 from fastcore.basics import patch
 
 from .policy import StatsChoice
 
-# %% ../nbs/09_plot.ipynb #352cd4c8
-_colors = ['#0072B2', '#D55E00', '#009E73']  # Okabe & Ito's colour-blind-safe palette
+# %% ../nbs/09_plot.ipynb #4733b430
+_colors = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']  # Okabe & Ito's colour-blind-safe palette
 _channel_names = {1: ['grey'], 3: ['red', 'green', 'blue']}
 
 def _draw_hist(ax, m, c):
@@ -30,11 +30,11 @@ def _draw_hist(ax, m, c):
 def _draw_candidate(ax, i, name, mean, std, used):
     "A bar from mean − std to mean + std above the histogram"
     y = 1.06+.09*i
-    ax.errorbar(mean, y, xerr=std, fmt='o', color=_colors[i%3], lw=3 if used else 1.5, capsize=4, clip_on=False,
+    ax.errorbar(mean, y, xerr=std, fmt='o', color=_colors[i%len(_colors)], lw=3 if used else 1.5, capsize=4, clip_on=False,
                 transform=ax.get_xaxis_transform(), label=f"{name}{' (used)' if used else ''}")
-    ax.axvline(mean, color=_colors[i%3], lw=1, ls='-' if used else '--')
+    ax.axvline(mean, color=_colors[i%len(_colors)], lw=1, ls='-' if used else '--')
 
-# %% ../nbs/09_plot.ipynb #d39053c4
+# %% ../nbs/09_plot.ipynb #82a5d3d9
 @patch
 def plot(self:StatsChoice,
     axs=None,            # Axes to draw into, one per channel; `None`: a new figure
@@ -58,7 +58,7 @@ def plot(self:StatsChoice,
     axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False)
     return axs
 
-# %% ../nbs/09_plot.ipynb #60b3d224
+# %% ../nbs/09_plot.ipynb #99104948
 _verdicts = {'alike': '#0072B2', 'drifted': '#D55E00', 'too few': '#888888'}
 
 def _panels(df):

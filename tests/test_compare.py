@@ -1,0 +1,421 @@
+"Compared runs differ in the statistics alone, are worth what scikit-learn says, and are neither lost nor mixed up"
+import json,math,random,warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.vision.all import (BCEWithLogitsLossFlat,CategoryBlock,ColReader,CrossEntropyLossFlat,DataBlock,ImageBlock,IndexSplitter,L,Learner,Normalize,RandomSplitter,
+                               Resize,aug_transforms,get_image_files,imagenet_stats,parent_label,params)
+from PIL import Image
+from scipy.stats import t as student
+from sklearn.metrics import average_precision_score,f1_score,log_loss,precision_recall_curve,roc_auc_score
+from sklearn.model_selection import RepeatedStratifiedKFold
+from torch import nn
+
+from fastai_normstats.all import Comparison,NormStats,compare_stats
+from fastai_normstats.cli import main
+from fastai_normstats.scores import corrected_interval
+from helpers import image_folder
+
+quick = dict(bs=8, num_workers=0, verbose=False)
+
+def patient(f): return int(Path(f).stem)//4
+
+def block(**kwargs):
+    kwargs = {'splitter': RandomSplitter(seed=1), 'item_tfms': Resize(12), **kwargs}
+    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(get_image_files(p)), get_y=parent_label, **kwargs)
+
+def net(n_out=2): return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.2), nn.Flatten(), nn.Linear(100, n_out))
+
+def learner(dls): return Learner(dls, net(len(dls.vocab)), CrossEntropyLossFlat())
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('images'), n=48, size=12)
+
+@pytest.fixture(scope='module')
+def three(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('three'), n=60, size=12, classes=('x', 'y', 'z'))
+
+def compared(images, **kwargs): return compare_stats(block(**kwargs.pop('block', {})), images, kwargs.pop('learner', learner), **{**quick, **kwargs})
+
+@pytest.fixture(scope='module')
+def comparison(folder): return compared(folder, stats=('imagenet', 'custom', 'custom-image'), seeds=2, folds=3, epochs=2, groups=patient)
+
+def by_name(c, name): return [r for r in c.records if r['candidate']==name]
+
+# --- what differs, and what does not
+
+@pytest.mark.parametrize('how', ['plain', 'augmented', 'workers', 'folds', 'kept'])
+def test_equal_numbers_give_equal_runs(folder, tmp_path, how):
+    "Bit by bit: every loss and every probability; and other numbers do not"
+    kwargs = dict(augmented=dict(block=dict(batch_tfms=aug_transforms())), workers=dict(num_workers=2, block=dict(batch_tfms=aug_transforms())),
+                  folds=dict(folds=2, groups=patient), kept=dict(folder=tmp_path)).get(how, {})
+    same = dict(a='imagenet', b=imagenet_stats, c=NormStats(*imagenet_stats), d='custom')
+    c = compared(folder, stats=same, seeds=2, epochs=2, **kwargs)
+    assert c.runs.error.isna().all()
+    for a,b,other,d in zip(*(by_name(c, k) for k in 'abcd')):
+        for k in ('losses', 'probs', 'stats', 'split', 'y'): assert a[k]==b[k]==other[k], k
+        assert d['losses']!=a['losses'] and d['probs']!=a['probs']
+    parts = [c.runs[c.runs.candidate==k].drop(columns=['candidate', 'seconds']).reset_index(drop=True) for k in 'ab']
+    pd.testing.assert_frame_equal(*parts, check_exact=True)
+    assert 'no difference at all between b and a' in c.verdict.lower()
+
+def test_candidates_share_split_weights_batches_and_augmentation(folder):
+    "Recorded by the learner itself: the pixels are the same once the normalisation is undone"
+    seen = []
+    def records(dls):
+        learn = learner(dls)
+        seen.append(dict(items=list(dls.train_ds.items), valid=list(dls.valid_ds.items), weights=[p.clone() for p in params(learn.model)], x=[], y=[], stats=dls.stats_choice.stats))
+        return learn
+    def fit(learn, epochs):
+        for _ in range(epochs):
+            for x,y in learn.dls.train: seen[-1]['x'].append(torch.as_tensor(x)), seen[-1]['y'].append(y)
+        learn.fit(1, 0.)
+    compared(folder, stats=('imagenet', 'custom'), learner=records, fit=fit, seeds=2, epochs=2, block=dict(batch_tfms=aug_transforms(), splitter=RandomSplitter()))
+    (a,b),(c,d) = seen[:2],seen[2:]
+    assert a['items']!=c['items'] and not torch.equal(a['weights'][0], c['weights'][0])  # other seeds are others
+    for p,q in ((a, b), (c, d)):
+        assert p['items']==q['items'] and p['valid']==q['valid'] and all(map(torch.equal, p['weights'], q['weights']))
+        assert len(p['x'])==len(q['x'])>2 and all(map(torch.equal, p['y'], q['y']))
+        def undone(o): return torch.cat(o['x'])*torch.tensor(o['stats'].std)[:,None,None]+torch.tensor(o['stats'].mean)[:,None,None]
+        assert torch.allclose(undone(p), undone(q), atol=1e-5) and not torch.allclose(torch.cat(p['x']), torch.cat(q['x']), atol=1e-2)
+
+def test_statistics_are_those_of_each_training_fold(folder, comparison):
+    items = sorted(get_image_files(folder))
+    pixels = {f: np.asarray(Image.open(f).convert('RGB').resize((12, 12)), dtype=np.float64)/255 for f in items}
+    seen = []
+    def records(dls): seen.append(list(dls.train_ds.items)); return learner(dls)
+    c = compared(folder, stats=('custom', 'custom-image'), learner=records, seeds=1, folds=3, groups=patient)
+    for files,r in zip(seen, c.records):
+        x = np.stack([pixels[f] for f in files])
+        std = x.std((1,2)).mean(0) if r['candidate']=='custom-image' else x.std((0,1,2))
+        np.testing.assert_allclose(r['stats'], [x.mean((0,1,2)), std], rtol=1e-5)
+    assert len({str(r['stats']) for r in by_name(c, 'custom')})==3
+
+def test_folds_keep_patients_together_and_use_each_image_once(folder):
+    seen = []
+    def records(dls): seen.append((list(dls.train_ds.items), list(dls.valid_ds.items))); return learner(dls)
+    compared(folder, learner=records, seeds=2, groups=patient)  # folds: 5, where groups are given
+    assert len(seen)==2*2*5
+    for train,valid in seen: assert not set(map(patient, train)) & set(map(patient, valid)) and len(train)+len(valid)==48
+    for k in (0, 10): assert sorted(sum([v for _,v in seen[k:k+10:2]], []))==sorted(get_image_files(folder))
+    assert [v for _,v in seen[:10]]!=[v for _,v in seen[10:]]
+
+def test_random_states_and_the_block_are_left_alone(folder):
+    db = block(batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)])
+    before = {k: v for k,v in vars(db).items() if k!='type_tfms'}
+    tfms,states = list(db.batch_tfms),(random.getstate(), torch.get_rng_state(), str(np.random.get_state()))
+    def one_normalize(dls):
+        assert all(sum(isinstance(f, Normalize) for f in dl.after_batch.fs)==1 for dl in dls.loaders)
+        return learner(dls)
+    c = compare_stats(db, folder, one_normalize, seeds=1, **quick)
+    assert c.runs.error.isna().all() and list(db.batch_tfms)==tfms and all(vars(db)[k] is v for k,v in before.items())
+    assert random.getstate()==states[0] and torch.equal(torch.get_rng_state(), states[1]) and str(np.random.get_state())==states[2]
+
+def test_a_kept_split_stays(folder):
+    db = block(splitter=RandomSplitter()).fit_stats(folder, **quick)
+    valid,seen = list(db.dataloaders(folder, num_workers=0).valid_ds.items),[]
+    def records(dls): seen.append(list(dls.valid_ds.items)); return learner(dls)
+    c = compare_stats(db, folder, records, seeds=2, **quick)
+    assert seen==[valid]*4 and 'share one split' in c.verdict
+
+# --- what a run is worth
+
+def test_metrics_are_those_of_scikit_learn(folder):
+    "On predictions and losses that the test collects itself"
+    seen = []
+    def fit(learn, epochs):
+        learn.fit_one_cycle(epochs)
+        values,(p,y) = list(learn.recorder.values),learn.get_preds()
+        seen.append((p.numpy().astype(float), y.numpy(), [v[1] for v in values]))
+    c = compared(folder, fit=fit, epochs=3, seeds=2, metrics=dict(log_loss=lambda y, p: log_loss(y, p)))
+    for (p,y,losses),r,rec in zip(seen, c.runs.itertuples(), c.records):
+        one = p[:,1]
+        want = dict(best_f1=max(f1_score(y, one>=t) for t in one), f1=f1_score(y, one>=.5), auroc=roc_auc_score(y, one), pr_auc=average_precision_score(y, one),
+                    valid_loss=losses[-1], log_loss=log_loss(y, one))
+        for k,v in want.items(): np.testing.assert_allclose(getattr(r, k), v, rtol=1e-6, err_msg=k)
+        np.testing.assert_allclose(rec['losses'], losses, rtol=1e-6)
+        np.testing.assert_allclose(r.valid_loss, log_loss(y, one), rtol=1e-4)
+
+def test_epochs_to_the_reference(comparison):
+    for seed,fold in {(r['seed'], r['fold']) for r in comparison.records}:
+        rows = comparison.runs.query('seed==@seed and fold==@fold').set_index('candidate').epochs_to_ref
+        losses = {r['candidate']: r['losses'] for r in comparison.records if (r['seed'], r['fold'])==(seed, fold)}
+        best = min(losses['imagenet'])
+        assert rows['imagenet']==losses['imagenet'].index(best)+1
+        for k,v in losses.items(): assert math.isnan(rows[k]) if min(v)>best else v[int(rows[k])-1]<=best and all(o>best for o in v[:int(rows[k])-1])
+
+def test_fine_tune_counts_both_phases(folder):
+    def split(dls): return Learner(dls, nn.Sequential(net(8), nn.Linear(8, 2)), CrossEntropyLossFlat(), splitter=lambda m: [params(m[0]), params(m[1])])
+    c = compared(folder, learner=split, fit=Learner.fine_tune, epochs=2, seeds=1)
+    assert [len(r['losses']) for r in c.records]==[3, 3]
+
+def test_positive_class(folder):
+    a,b = (compared(folder, seeds=1, positive=k) for k in ('a', 'b'))
+    assert a.classes==['b', 'a'] and b.classes==['a', 'b']
+    for r,s in zip(a.records, b.records):
+        assert r['y']==[1-o for o in s['y']] and r['probs']==[o[::-1] for o in s['probs']]
+    np.testing.assert_allclose(a.runs.auroc, b.runs.auroc, rtol=1e-9)  # which does not depend on it
+    assert (a.runs.pr_auc!=b.runs.pr_auc).any()
+
+def test_more_than_two_classes(three):
+    c = compared(three, seeds=1, folds=2, metrics=dict(shape=lambda y, p: p.shape[1]))
+    assert c.classes==['x', 'y', 'z'] and (c.runs['shape']==3).all()
+    for r,s in zip(c.runs.itertuples(), c.records):
+        y,p = np.array(s['y']),np.array(s['probs'])
+        np.testing.assert_allclose(r.auroc, roc_auc_score(y, p/p.sum(1, keepdims=True), multi_class='ovr'), rtol=1e-6)
+        np.testing.assert_allclose(r.f1, f1_score(y, p.argmax(1), average='macro'), rtol=1e-9)
+    assert len(c.by_recall()) and len(c.pooled())==2 and len(c.plot())==3
+
+def test_one_output(folder):
+    "A network with a single logit for the positive class"
+    def one(dls): return Learner(dls, net(1), BCEWithLogitsLossFlat())
+    c = compared(folder, learner=one, seeds=1)
+    assert c.runs.error.isna().all() and np.allclose(np.sum(c.records[0]['probs'], 1), 1)
+
+def test_train_size_keeps_shares_and_validation(folder, comparison):
+    c = compared(folder, seeds=1, folds=3, groups=patient, train_size=16)
+    whole = compared(folder, seeds=1, folds=3, groups=patient)
+    assert (c.runs.n_train==16).all() and [r['y'] for r in c.records]==[r['y'] for r in whole.records] and [r['ratio'] for r in c.records]==[r['ratio'] for r in whole.records]
+
+# --- what is said of them
+
+def test_table_is_the_corrected_paired_t_interval(comparison):
+    "Nadeau & Bengio (2003), by hand"
+    table = comparison.table().set_index(['metric', 'candidate'])
+    for m in ('best_f1', 'f1', 'auroc', 'pr_auc', 'valid_loss'):
+        wide = comparison.runs.pivot_table(index=['seed', 'fold'], columns='candidate', values=m)
+        d = (wide['custom']-wide['imagenet']).to_numpy()
+        n,row = len(d),table.loc[m, 'custom']
+        half = student.ppf(.975, n-1)*math.sqrt((1/n+.5)*d.var(ddof=1))  # three folds: half as many test as training images
+        np.testing.assert_allclose([row['mean'], row['diff'], row.ci_low, row.ci_high, row.n], [wide['custom'].mean(), d.mean(), d.mean()-half, d.mean()+half, 6], rtol=1e-9, atol=1e-12)
+        assert math.isnan(table.loc[m, 'imagenet']['diff'])
+
+def test_interval_holds_what_it_says():
+    "Equal classifiers, repeated cross-validation on data drawn anew: the naive interval cries wolf, the corrected one does not"
+    naive,corrected,times = 0,0,120
+    for k in range(times):
+        rng = np.random.default_rng(1000+k)
+        y = rng.integers(0, 2, 80)
+        x = rng.normal(size=(80, 4))+.7*y[:,None]
+        def accuracy(train, test, cols):
+            a,b = (x[train][y[train]==c][:,cols].mean(0) for c in (0, 1))
+            return (((x[test][:,cols]-(a+b)/2)@(b-a)>0)==y[test]).mean()
+        d = [accuracy(a, b, [0, 1])-accuracy(a, b, [2, 3]) for a,b in RepeatedStratifiedKFold(n_splits=5, n_repeats=4, random_state=k).split(x, y)]
+        for ratio in (0, .25):
+            i = corrected_interval(d, ratio)
+            if not i.low<=0<=i.high: naive,corrected = (naive+1, corrected) if ratio==0 else (naive, corrected+1)
+    assert naive/times>.2 and corrected/times<.1
+
+def test_by_recall(comparison):
+    got = comparison.by_recall((.8, 1.)).set_index(['recall', 'candidate'])
+    for recall in (.8, 1.):
+        want = []
+        for r in by_name(comparison, 'custom'):
+            precision,found,_ = precision_recall_curve(r['y'], np.array(r['probs'])[:,1])
+            want.append(max(precision[found>=recall]))
+        np.testing.assert_allclose(got.loc[recall, 'custom'].precision, np.mean(want), rtol=1e-9)
+
+def test_pooled(comparison):
+    aurocs = []
+    for seed in (0, 1):
+        mine = [r for r in by_name(comparison, 'custom') if r['seed']==seed]
+        y,p = np.concatenate([r['y'] for r in mine]),np.concatenate([r['probs'] for r in mine])
+        assert len(y)==48
+        aurocs.append(roc_auc_score(y, p[:,1]))
+    np.testing.assert_allclose(comparison.pooled().set_index('candidate').auroc['custom'], np.mean(aurocs), rtol=1e-9)
+
+def made_up(d, n_splits=9):
+    "A comparison of 200 images: `a` ranks three quarters of the positive ones above all others, `b` so many more as `d` says"
+    def record(name, seed, right):
+        k = round(100*right)
+        y,p = [0]*100+[1]*100,np.r_[np.full(100, .4), np.full(k, .9), np.full(100-k, .1)]
+        return dict(candidate=name, seed=seed, fold=0, split=str(seed), n_train=400, n_valid=200, ratio=.5, losses=[1., 1-right], seconds=1., y=y, probs=[[1-v, v] for v in p])
+    records = [record(k, i, .75+(v if k=='b' else 0)) for i,v in enumerate(d) for k in 'ab']
+    return Comparison(records, dict(candidates=['a', 'b'], classes=['no', 'yes'], n_splits=n_splits))
+
+def test_verdicts():
+    assert made_up([.1]*4).table('f1')['diff'][1]==pytest.approx(2*.85/1.85-2*.75/1.75)  # precision 1, recall .85 and .75
+    assert 'b is better than a' in made_up([.1, .11, .12, .1]).verdict
+    assert 'b is worse than a' in made_up([-.1, -.11, -.12, -.1]).verdict
+    assert 'b is better than a' in made_up([.1, .1, .1]).verdict  # the same each time
+    none = made_up([.1, -.1, .08, -.08]).verdict
+    assert 'No difference seen between b and a' in none and 'would have been' in none
+    assert 'b is better than a: valid_loss -' in made_up([.1, .11, .12, .1]).verdict_on('valid_loss')  # where less is better
+    assert 'One pair of runs says nothing of chance' in made_up([.1]).verdict
+    assert 'No difference at all' in made_up([0., 0.]).verdict
+    assert 'share one split' in made_up([.1, .11], n_splits=1).verdict
+
+def test_power(tmp_path):
+    "Statistics far off hurt a random body that is never trained: found, and in the right direction whichever is the reference"
+    path = image_folder(tmp_path/'i', n=120, size=12)
+    for f in sorted((path/'b').glob('*')): Image.fromarray(np.asarray(Image.open(f))[::-1]//2+70).save(f)
+    wrong = ([255*m for m in imagenet_stats[0]], [255*s for s in imagenet_stats[1]])
+    def frozen(dls):
+        body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()).requires_grad_(False)
+        return Learner(dls, nn.Sequential(body, nn.Linear(144, 2)), CrossEntropyLossFlat())
+    c = compare_stats(block(), path, frozen, stats=dict(imagenet='imagenet', wrong=wrong), seeds=2, folds=4, epochs=3, fit=lambda learn, n: learn.fit_one_cycle(n, .03), **quick)
+    other = Comparison(c.records, {**c.setup, 'candidates': ['wrong', 'imagenet']})
+    for m in ('best_f1', 'valid_loss'): assert 'wrong is worse than imagenet' in c.verdict_on(m) and 'imagenet is better than wrong' in other.verdict_on(m)
+
+# --- kept, resumed, failed
+
+class Counting:
+    "A learner that counts its runs, and fails or is interrupted in some"
+    def __init__(self, fail=None): self.made,self.fail = [],fail or (lambda dls, k: None)
+    def __call__(self, dls):
+        self.made.append(dls.stats_choice.kind)
+        self.fail(dls, len(self.made))
+        return learner(dls)
+
+def interrupted(images, tmp_path, at, **kwargs):
+    def stop(dls, k):
+        if k==at: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): compared(images, learner=Counting(stop), folder=tmp_path/'runs', **kwargs)
+
+@pytest.fixture
+def same_learner(monkeypatch):
+    "Counting learners do the same whatever they have counted, which their description cannot know"
+    monkeypatch.setattr('fastai_normstats.compare.plan_of', lambda data, learner, *args: {'learner': 'the same'})
+
+def test_goes_on_after_an_interruption(folder, tmp_path, same_learner):
+    kwargs = dict(seeds=2, folds=2)
+    whole = compared(folder, **kwargs)
+    interrupted(folder, tmp_path, 6, **kwargs)
+    assert len(list((tmp_path/'runs').glob('run-*.json')))==5
+    rest = Counting()
+    c = compared(folder, learner=rest, folder=tmp_path/'runs', **kwargs)
+    assert len(rest.made)==3
+    pd.testing.assert_frame_equal(c.runs.drop(columns='seconds'), whole.runs.drop(columns='seconds'), check_exact=True)
+    none = Counting()
+    assert compared(folder, learner=none, folder=tmp_path/'runs', **kwargs).runs.equals(c.runs) and not none.made
+
+def test_seeds_and_candidates_are_added(folder, tmp_path, same_learner):
+    counts = []
+    for stats,seeds in ((('imagenet', 'custom'), 1), (('imagenet', 'custom'), 2), (('imagenet', 'custom', 'custom-image'), 2), (('custom', 'imagenet'), [1])):
+        count = Counting()
+        c = compared(folder, learner=count, stats=stats, seeds=seeds, folder=tmp_path/'runs')
+        counts.append(len(count.made))
+        assert len(c.runs)==len(stats)*(seeds if isinstance(seeds, int) else 1) and c.reference==stats[0]
+    assert counts==[2, 2, 2, 0]
+
+@pytest.mark.parametrize('change', ['epochs', 'learner', 'fit', 'loaders', 'data', 'labels', 'statistics', 'folds', 'groups', 'train_size'])
+def test_runs_of_another_comparison_are_not_mixed_in(folder, tmp_path, change):
+    def other(dls): return Learner(dls, net(2), CrossEntropyLossFlat(), lr=.1)
+    changed = dict(epochs=dict(epochs=2), learner=dict(learner=other), fit=dict(fit=Learner.fit_flat_cos), loaders=dict(bs=6), data=dict(block=dict(item_tfms=Resize(14))),
+                   labels={}, statistics=dict(tol=0), folds=dict(folds=3), groups=dict(groups=patient), train_size=dict(train_size=20))[change]
+    source = folder
+    compared(source, seeds=1, folds=2, folder=tmp_path/'runs')
+    before = {f: f.read_bytes() for f in (tmp_path/'runs').iterdir()}
+    if change=='labels': changed = dict(block=dict(get_y=lambda f: str(int(f.stem)%2)))
+    def ask(**kwargs):
+        if change!='labels': return compared(source, seeds=1, folds=2, folder=tmp_path/'runs') if not kwargs else compared(source, **{**dict(seeds=1, folds=2, folder=tmp_path/'runs'), **kwargs})
+        db = DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(get_image_files(p)), get_y=lambda f: 'ab'[int(f.stem)//24], item_tfms=Resize(12))
+        return compare_stats(db, source, learner, seeds=1, folds=2, folder=tmp_path/'runs', **quick)
+    with pytest.raises(ValueError, match=rf'another comparison \(different: [a-z_, ]*\b{change}\b'): ask(**changed)
+    assert {f: f.read_bytes() for f in (tmp_path/'runs').iterdir()}==before
+
+def test_a_failing_run_loses_nothing(folder, tmp_path, same_learner):
+    "It is recorded with its error, the others go on, and it is made again when asked again"
+    def fail(dls, k):
+        if k==2: raise RuntimeError('out of memory\nand more')
+    with pytest.warns(UserWarning, match='1 of 3 runs of custom failed, the first with RuntimeError: out of memory$'):
+        c = compared(folder, learner=Counting(fail), seeds=3, folder=tmp_path/'runs')
+    bad = c.runs[c.runs.error.notna()]
+    assert len(c.runs)==6 and bad.candidate.tolist()==['custom'] and bad.error.item()=='RuntimeError: out of memory' and bad.auroc.isna().all()
+    assert c.table('auroc').n.tolist()==[3, 2] and '1 of 6 runs failed' in c.verdict
+    assert 'Traceback' in next(r for r in c.records if r.get('error'))['traceback']
+    again = Counting()
+    assert compared(folder, learner=again, seeds=3, folder=tmp_path/'runs').runs.error.isna().all() and again.made==['custom']
+
+def test_all_fail(folder):
+    def never(dls): raise OSError('disk on fire')
+    with pytest.warns(UserWarning): c = compared(folder, learner=never, seeds=1)
+    assert c.runs.error.eq('OSError: disk on fire').all() and 'nothing can be said of custom' in c.verdict.lower()
+    assert 'disk on fire' not in repr(c.plot())
+
+def test_a_candidate_that_cannot_be_applied_is_its_own_failure(folder):
+    with pytest.warns(UserWarning, match='2 channels|channels'): c = compared(folder, stats=dict(imagenet='imagenet', two=([.5]*2, [.5]*2)), seeds=1)
+    assert c.runs.set_index('candidate').error.notna().to_dict()==dict(imagenet=False, two=True)
+
+def test_a_run_that_diverges_is_said(folder):
+    def diverges(learn, epochs):
+        learn.fit(epochs)
+        if learn.dls.stats_choice.kind=='custom': learn.model[-1].weight.data.fill_(math.nan)
+    with pytest.warns(UserWarning, match='diverged'): c = compared(folder, fit=diverges, seeds=2)
+    assert c.runs[c.runs.candidate=='custom'].error.str.contains('diverged').all() and c.runs[c.runs.candidate=='imagenet'].error.isna().all()
+
+def test_full_disk_costs_no_run(folder, tmp_path, monkeypatch):
+    def full(path, d): raise OSError(28, 'No space left on device')
+    c = compared(folder, seeds=1, folder=tmp_path)
+    monkeypatch.setattr('fastai_normstats.runs._write_json', full)
+    with pytest.warns(UserWarning, match='cannot keep a finished run'): d = compared(folder, seeds=2, folder=tmp_path)
+    assert d.runs.error.isna().all() and len(d.runs)==4
+
+def test_save_and_load(comparison, tmp_path):
+    again = Comparison.load(comparison.save(tmp_path/'c.json'))
+    pd.testing.assert_frame_equal(again.runs, comparison.runs, check_exact=True)
+    pd.testing.assert_frame_equal(again.table(), comparison.table())
+    assert again.verdict==comparison.verdict and again.classes==comparison.classes
+
+# --- other inputs
+
+def test_a_table_with_a_column_of_patients(folder):
+    files = sorted(get_image_files(folder))
+    df = pd.DataFrame(dict(file=list(map(str, files)), label=[f.parent.name for f in files], who=list(map(patient, files))), index=range(100, 148))
+    db = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('file'), get_y=ColReader('label'), item_tfms=Resize(12))
+    a = compare_stats(db, df, learner, groups='who', folds=3, seeds=1, **quick)
+    b = compared(folder, groups=patient, folds=3, seeds=1)
+    pd.testing.assert_frame_equal(a.runs.drop(columns='seconds'), b.runs.drop(columns='seconds'), check_exact=True)
+
+def test_models_and_words_as_candidates(folder):
+    c = compared(folder, stats=['pretrained', 'auto', 'rad-dino', 'imagenet', ([.5]*3, [.5]*3)], model='siglip', seeds=1)
+    stats = {r['candidate']: (r['rule'], r['stats'][0][0]) for r in c.records}
+    assert stats=={'pretrained': ('given', .5), 'auto': ('small', .5), 'rad-dino': ('given', .5307), 'imagenet': ('given', .485), '0.5, 0.5, 0.5 / 0.5, 0.5, 0.5': ('given', .5)}
+
+def test_what_the_guards_say_is_said_once_a_candidate(folder):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        compared(folder, stats=('imagenet', 'custom'), seeds=3, bs=64)
+    mine = [str(w.message) for w in said if 'custom: ' in str(w.message)]
+    assert len(mine)==1 and 'batch' in mine[0]
+
+@pytest.mark.parametrize('kwargs,says', [
+    (dict(stats='custom'), 'at least two'), (dict(stats=('custom', 'costum')), 'costum'), (dict(stats=('custom', None)), 'None'), (dict(seeds=[]), '`seeds`'),
+    (dict(seeds=1.5), '`seeds`'), (dict(seeds=[0, -1]), '`seeds`'), (dict(folds=0), '`folds`'), (dict(folds=25), 'cannot make|no validation image|no training image'), (dict(epochs=1.), '`epochs`'),
+    (dict(train_size=47, folds=2), '`train_size`'), (dict(train_size=1, folds=2), '`train_size`'), (dict(positive='c'), "'a', 'b'"), (dict(groups=lambda f: None), 'no group'),
+    (dict(groups=lambda f: 'one', folds=3), 'group|image of class'), (dict(policy='small'), 'Policy'), (dict(worker=2), 'no keyword'), (dict(learner='resnet18'), 'function'),
+    (dict(block=dict(splitter=lambda o: (range(len(o)), []))), 'no validation images'), (dict(block=dict(splitter=IndexSplitter(range(24)))), "no training image of class 'a'")])
+def test_bad_input_before_anything_is_trained(folder, kwargs, says):
+    made = Counting()
+    with pytest.raises((ValueError, TypeError), match=says) as e: compared(folder, **{'learner': made, 'seeds': 1, **kwargs})
+    assert '\n' not in str(e.value) and not made.made
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match='no items found'): compared(tmp_path)
+
+# --- the command
+
+def test_command(folder, tmp_path, capsys):
+    args = ['compare', str(folder), '--scratch', '--size', '32', '--epochs', '1', '--folds', '2', '--bs', '8', '--group', r'(\d\d)\d', '--positive', 'a', '--folder', str(tmp_path/'runs'),
+            '--out', str(tmp_path/'c.json'), '--plot', str(tmp_path/'c.png'), '--stats', 'imagenet', 'custom-image']
+    assert main(args)==0
+    out = capsys.readouterr().out
+    c = Comparison.load(tmp_path/'c.json')
+    assert c.verdict in out and c.candidates==['imagenet', 'custom-image'] and c.classes==['b', 'a'] and len(c.runs)==4 and (tmp_path/'c.png').stat().st_size>5000
+    assert main(args)==0 and len(list((tmp_path/'runs').glob('run-*')))==4
+    assert Comparison.load(tmp_path/'c.json').runs.equals(c.runs)
+
+def test_command_without_weights(folder, capsys, monkeypatch):
+    "No network, no weights: one line, before anything is trained"
+    monkeypatch.setattr('torchvision.models._api.WeightsEnum.get_state_dict', lambda *args, **kwargs: (_ for _ in ()).throw(OSError('no route to host')))
+    assert main(['compare', str(folder)])==1
+    err = capsys.readouterr().err
+    assert err.count('\n')==1 and 'cannot get the pretrained weights of resnet18' in err and '--scratch' in err
+
+def test_command_where_every_run_fails(folder, tmp_path, capsys, monkeypatch):
+    def broken(*args, **kwargs): raise RuntimeError('no more memory')
+    monkeypatch.setattr('fastai.vision.learner.vision_learner', broken)
+    assert main(['compare', str(folder), '--scratch', '--size', '32', '--folds', '2', '--plot', str(tmp_path/'c.png')])==1
+    assert 'no run finished, the first failed with RuntimeError: no more memory' in capsys.readouterr().err and not (tmp_path/'c.png').exists()
