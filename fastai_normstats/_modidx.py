@@ -534,6 +534,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_normstats.runs._spec': ('runs.html#_spec', 'fastai_normstats/runs.py'),
                                        'fastai_normstats.runs._splits': ('runs.html#_splits', 'fastai_normstats/runs.py'),
                                        'fastai_normstats.runs._train': ('runs.html#_train', 'fastai_normstats/runs.py'),
+                                       'fastai_normstats.runs._weights': ('runs.html#_weights', 'fastai_normstats/runs.py'),
                                        'fastai_normstats.runs.candidates_of': ('runs.html#candidates_of', 'fastai_normstats/runs.py'),
                                        'fastai_normstats.runs.gather': ('runs.html#gather', 'fastai_normstats/runs.py'),
                                        'fastai_normstats.runs.jobs_of': ('runs.html#jobs_of', 'fastai_normstats/runs.py'),

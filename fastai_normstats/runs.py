@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Data', 'gather', 'candidates_of', 'Job', 'jobs_of', 'plan_of', 'Store', 'run_all']
 
-# %% ../nbs/10_runs.ipynb #76a5439f
-import gc, json, time, traceback, warnings
+# %% ../nbs/10_runs.ipynb #cc54a00d
+import gc, hashlib, json, time, traceback, warnings
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -170,7 +170,7 @@ class _Losses(Callback):
         if self.trained: self.values.append(float(self.recorder.values[-1][self.recorder.metric_names.index('valid_loss')-1]))
         self.trained = False  # validating or predicting is an epoch to fastai, too
 
-# %% ../nbs/10_runs.ipynb #e3b00021
+# %% ../nbs/10_runs.ipynb #8704ab0d
 def _check_learner(learn, dls, choice):
     "Refuse a learner that would not train on these loaders as they are normalised"
     if not isinstance(learn, Learner): raise TypeError(f"`learner` must return a Learner, got {type(learn).__name__}")
@@ -178,6 +178,12 @@ def _check_learner(learn, dls, choice):
     for dl in dls.loaders:
         n = sum(isinstance(f, Normalize) for f in dl.after_batch.fs)
         if n!=1 or not _same(used_stats(dl), choice.stats): raise ValueError("`learner` changed the normalisation of its loaders: leave that to the candidates")
+
+def _weights(model):
+    "A digest of all that a network starts from"
+    res = hashlib.sha256()
+    for k,v in model.state_dict().items(): res.update(k.encode()), res.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if torch.is_tensor(v) else repr(v).encode())
+    return res.hexdigest()[:32]
 
 def _probabilities(learn, n_classes):
     "Probability of each class for each validation image, and the classes"
@@ -190,7 +196,7 @@ def _probabilities(learn, n_classes):
     if (p<0).any() or (p.sum(1)-1).abs().max()>1e-3: raise ValueError("the predictions are no probabilities of one class an image: check the loss function's `activation`")
     return p.float().numpy(),y.flatten().numpy()
 
-def _train(data, job, learner, fit, epochs, own):
+def _train(data, job, starts, learner, fit, epochs, own):
     "Loaders, statistics, learner, training, predictions: what is known after a run"
     set_seed(job.number, reproducible=True)
     dls = data.dls(job.train, job.valid)
@@ -201,20 +207,23 @@ def _train(data, job, learner, fit, epochs, own):
     set_seed(job.number, reproducible=True)
     learn = learner(dls)
     _check_learner(learn, dls, choice)
+    start = _weights(learn.model)
+    if start!=starts.setdefault((job.seed, job.fold), start):
+        raise ValueError("`learner` starts from other weights than under the candidate before: it must make the network anew each time, and not by the statistics")
     set_seed(job.number, reproducible=True)
     learn.add_cb(losses)
     with learn.no_bar(), learn.no_logging():
         fit(learn, epochs)
         p,y = _probabilities(learn, len(data.classes))
     if not np.array_equal(y, data.y[job.valid]): raise ValueError("the validation loader gave other classes than the DataBlock: check its order and labels")
-    return dict(stats=[*map(list, choice.stats)], rule=choice.rule, warnings=[str(w.message) for w in said if issubclass(w.category, UserWarning)],
+    return dict(stats=[*map(list, choice.stats)], rule=choice.rule, weights=start, warnings=[str(w.message) for w in said if issubclass(w.category, UserWarning)],
                 losses=losses.values, seconds=time.time()-began, y=y.tolist(), probs=[[float(str(v)) for v in row] for row in p])
 
-def _run(data, job, *args):
-    "The record of a run, of a failed one as well"
+def _run(data, job, starts, *args):
+    "The record of a run, of a failed one as well; `starts` holds what the networks of each seed and fold start from"
     res = dict(candidate=job.candidate, seed=job.seed, fold=job.fold, split=job.split, n_train=len(job.train), n_valid=len(job.valid), ratio=job.ratio)
     try:
-        with no_random(job.number): res |= _train(data, job, *args)
+        with no_random(job.number): res |= _train(data, job, starts, *args)
     except Exception as e: res |= dict(error=f'{type(e).__name__}: {_first_line(e)}', traceback=traceback.format_exc())
     gc.collect()  # a Learner refers to itself, and holds the weights
     return res
@@ -300,7 +309,7 @@ class Store:
         try: _write_json(self._file(job), record)
         except OSError as e: warnings.warn(f"cannot keep a finished run in {self.folder} ({e}): it will be made again next time")
 
-# %% ../nbs/10_runs.ipynb #6eaa5114
+# %% ../nbs/10_runs.ipynb #09e9df7a
 def run_all(
     data:Data,     # From `gather`
     jobs:list,     # From `jobs_of`
@@ -309,12 +318,13 @@ def run_all(
     *args          # learner, fit, epochs, keywords of `DatasetStats`
 )->list:
     "The record of every job, kept or made now"
-    res,bar = [],progress_bar(jobs, leave=False) if verbose else jobs
+    res,starts,bar = [],{},progress_bar(jobs, leave=False) if verbose else jobs
     for job in bar:
         if verbose: bar.comment = f'{job.candidate}, seed {job.seed}'+(f', fold {job.fold}' if job.fold else '')
         record = store.get(job)
+        if record and 'weights' in record: starts.setdefault((job.seed, job.fold), record['weights'])
         if record is None:
-            record = _run(data, job, *args)
+            record = _run(data, job, starts, *args)
             store.put(job, record)
         res.append(record)
     return res

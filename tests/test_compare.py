@@ -329,6 +329,13 @@ def test_a_failing_run_loses_nothing(folder, tmp_path, same_learner):
     again = Counting()
     assert compared(folder, learner=again, seeds=3, folder=tmp_path/'runs').runs.error.isna().all() and again.made==['custom']
 
+def test_a_network_that_is_used_again_is_refused(folder):
+    "It would go on from what it learnt under the candidate before"
+    body = net(8)
+    for again in (lambda dls: Learner(dls, body, CrossEntropyLossFlat()), lambda dls: Learner(dls, nn.Sequential(body, nn.Linear(8, 2)), CrossEntropyLossFlat())):
+        with pytest.warns(UserWarning, match='starts from other weights'): c = compared(folder, learner=again, seeds=1)
+        assert c.runs.error.notna().tolist()[1]
+
 def test_all_fail(folder):
     def never(dls): raise OSError('disk on fire')
     with pytest.warns(UserWarning): c = compared(folder, learner=never, seeds=1)
