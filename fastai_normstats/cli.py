@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CliError', 'main']
 
-# %% ../nbs/11_cli.ipynb #849c0552
+# %% ../nbs/11_cli.ipynb #0b0ab499
 import argparse, os, sys, tempfile, warnings
+from collections import Counter
 from pathlib import Path
 
 # %% ../nbs/11_cli.ipynb #dd68ddfc
@@ -267,7 +268,7 @@ def _print_stats(name, s, row):
     print(f"{name}{f' ({s.domain})' if s.domain else ''}\nmean:   {_nums(s.mean)}\nstd:    {_nums(s.std)}\n"
           f"for:    images from {s.value_range[0]:g} to {s.value_range[1]:g}, {len(s.mean)} channel{'s'*(len(s.mean)!=1)}{size}\nsource: {s.source}")
 
-# %% ../nbs/11_cli.ipynb #5b1f1559
+# %% ../nbs/11_cli.ipynb #fc4c760a
 def _builder(name, pretrained):
     "The torchvision function called `name`; its weights are there, or fetched now, before the first run"
     from difflib import get_close_matches
@@ -299,18 +300,19 @@ def _compare(args, items):
     from fastai.vision.data import ImageBlock
     from fastai.vision.learner import vision_learner
     from fastai_normstats.compare import compare_stats
-    arch = _builder(args.model, not args.scratch)
+    arch,pretrained = _builder(args.model, not args.scratch),not args.scratch
     db = DataBlock((ImageBlock, CategoryBlock), get_y=parent_label, item_tfms=Resize(args.size, method='squish'))
-    return compare_stats(db, items, lambda dls: vision_learner(dls, arch, pretrained=not args.scratch), stats=args.stats, seeds=args.seeds, folds=args.folds,
+    return compare_stats(db, items, lambda dls: vision_learner(dls, arch, pretrained=pretrained), stats=args.stats, seeds=args.seeds, folds=args.folds,
                          groups=args.group and _patients(items, Path(args.path), args.group), epochs=args.epochs, folder=args.folder,
                          fit=Learner.fit_one_cycle if args.scratch else Learner.fine_tune, positive=args.positive, model=None if args.scratch else arch,
-                         pretrained=not args.scratch, bs=args.bs, num_workers=_workers(), verbose=sys.stdout.isatty())
+                         pretrained=pretrained, bs=args.bs, num_workers=_workers(), verbose=sys.stdout.isatty())
 
 def _cmd_compare(args):
     "Compare, print the verdict and the table, write what was asked for; 1 if no run finished"
     items = _images(Path(args.path))
     _check_outputs(args.out, args.plot)
-    print(f"{len(items):,} images in {args.path}", flush=True)
+    classes = Counter(f.parent.name for f in items)
+    print(f"{len(items):,} images in {args.path}: {', '.join(f'{n:,} {k}' for k,n in sorted(classes.items()))}", flush=True)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', UserWarning)
         try: res = _compare(args, items)

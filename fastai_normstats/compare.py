@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Comparison', 'compare_stats']
 
-# %% ../nbs/10_compare.ipynb #0c142e19
-import json, math, warnings
+# %% ../nbs/10_compare.ipynb #52db3b98
+import json, math, re, warnings
 from collections.abc import Mapping
 from html import escape
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from .policy import _write_json
 from .runs import Store, _format, candidates_of, gather, jobs_of, plan_of, run_all
 from .scores import _each, _rates, corrected_interval, precision_at, scores
 
-# %% ../nbs/10_compare.ipynb #f042096d
+# %% ../nbs/10_compare.ipynb #860980ce
 _run_cols = ['candidate', 'seed', 'fold', 'best_f1', 'f1', 'auroc', 'pr_auc', 'valid_loss', 'epochs_to_ref', 'seconds', 'error', 'n_train', 'n_valid']
 
 def _first_at(losses, goal):
@@ -48,16 +49,17 @@ class Comparison:
     ):
         self.records,self.setup = records,setup
         self.candidates,self.classes = setup['candidates'],setup['classes']
-        best = {(r['seed'], r['fold']): min(r['losses'], default=math.nan) for r in records if r['candidate']==self.reference and not r.get('error')}
+        best = {(r['seed'], r['fold']): min((v for v in r['losses'] if v==v), default=math.nan) for r in records if r['candidate']==self.reference and not r.get('error')}
         rows = [_row(r, best.get((r['seed'], r['fold']), math.nan)) for r in records]
         more = sorted({k for r in records for k in r.get('metrics', {})})
         self.metrics = [*_run_cols[3:10], *more]
-        self.runs = pd.DataFrame(rows, columns=[*_run_cols, *more]).astype({c: float for c in self.metrics})
+        self.runs = pd.DataFrame(rows, columns=[*_run_cols, *more]).astype({**{c: float for c in self.metrics}, 'error': object})
+        self.runs['error'] = self.runs.error.where(self.runs.error.notna(), None)
 
     @property
     def reference(self): return self.candidates[0]
 
-# %% ../nbs/10_compare.ipynb #a2068836
+# %% ../nbs/10_compare.ipynb #48e802da
 def compare_stats(
     dblock:DataBlock,              # Any Normalize in it is left out
     source,                        # What `dataloaders` takes: the folder, the DataFrame…
@@ -80,11 +82,12 @@ def compare_stats(
     seeds = _check_arguments(seeds, folds, epochs, learner, fit, metrics, folder)
     if groups is not None and folds is None: folds = 5
     if isinstance(dblock, DataBlock): _check_keywords(dblock, kwargs, 'compare_stats')
-    own = {k: kwargs.pop(k) for k in _own if k in kwargs and k!='stats'}
+    if 'seed' in kwargs: raise TypeError("compare_stats has no keyword 'seed': say `seeds`, a number of them or a list")
+    own = {k: kwargs.pop(k) for k in _own if k in kwargs}
     recipes,data = candidates_of(stats, own),gather(dblock, source, groups, kwargs)
     flip = _is_flipped(data.classes, positive)
     jobs = jobs_of(data, recipes, seeds, folds, train_size)
-    store = Store(folder, lambda: plan_of(data, learner, fit, epochs, own, folds, train_size, verbose))
+    store = Store(folder, lambda: plan_of(data, learner, fit, epochs, own, folds, train_size))
     records = run_all(data, jobs, store, verbose, learner, fit, epochs, own)
     setup = dict(candidates=list(recipes), classes=data.classes[::-1] if flip else data.classes, epochs=epochs, folds=folds, grouped=groups is not None,
                  n_items=len(data.y), train_size=train_size, n_splits=len({j.split for j in jobs}))
@@ -92,21 +95,23 @@ def compare_stats(
     _tell(res, verbose)
     return res
 
-# %% ../nbs/10_compare.ipynb #d162b597
+# %% ../nbs/10_compare.ipynb #14977575
 def _check_arguments(seeds, folds, epochs, learner, fit, metrics, folder):
     "The seeds; refuses what cannot be run"
     def whole(name, v, least):
-        if isinstance(v, bool) or not isinstance(v, int) or v<least: raise ValueError(f"`{name}` must be a whole number from {least}, got {v!r}")
+        if isinstance(v, bool) or not isinstance(v, Integral) or v<least: raise ValueError(f"`{name}` must be a whole number from {least}, got {v!r}")
     if metrics is not None and not isinstance(metrics, Mapping): raise TypeError(f"`metrics` must be a dict, name → function of (y, p), got {type(metrics).__name__}")
+    if twice := sorted({*(metrics or {})} & {*_run_cols}): raise ValueError(f"`metrics` has {twice[0]!r}, which is there already: use another name")
     for k,f in dict(learner=learner, fit=fit, **(metrics or {})).items():
-        if not callable(f): raise TypeError(f"`{k}` must be a function{' from loaders to a Learner' if k=='learner' else ''}, got {type(f).__name__}")
+        if not callable(f) or isinstance(f, Learner): raise TypeError(f"`{k}` must be a function{' from loaders to a new Learner' if k=='learner' else ''}, got a {type(f).__name__}")
     whole('epochs', epochs, 1)
     if folds is not None: whole('folds', folds, 2)
-    if not isinstance(seeds, (list, tuple, range)): whole('seeds', seeds, 1)
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not hasattr(seeds, '__len__'): whole('seeds', seeds, 1)
+    seeds = list(seeds) if hasattr(seeds, '__len__') else list(range(seeds))
     for s in seeds: whole('seeds', s, 0)
+    seeds = [int(s) for s in seeds]
     if len({*seeds})<max(1, len(seeds)): raise ValueError(f"`seeds` must be different numbers, got {seeds}")
-    if folder is not None and Path(folder).exists() and not Path(folder).is_dir(): raise ValueError(f"`folder` must be a folder, {folder} is a file")
+    if folder is not None and (str(folder)=='' or Path(folder).expanduser().is_file()): raise ValueError(f"`folder` must be a folder, {f'{folder} is a file' if folder else 'got an empty name'}")
     return seeds
 
 def _is_flipped(classes, positive):
@@ -121,7 +126,12 @@ def _finish(record, flip, metrics):
     if record.get('error'): return record
     res = record | dict(y=[1-o for o in record['y']], probs=[row[::-1] for row in record['probs']]) if flip else dict(record)
     y,p = np.array(res['y']),np.array(res['probs'])
-    return res | dict(metrics={k: float(f(y, p[:,1] if p.shape[1]==2 else p)) for k,f in metrics.items()})
+    return res | dict(metrics={k: _value(k, f, y, p[:,1] if p.shape[1]==2 else p) for k,f in metrics.items()})
+
+def _value(name, f, y, p):
+    "What metric `f` says, NaN with a warning where it fails: the runs are not lost for that"
+    try: return float(f(y, p))
+    except Exception as e: warnings.warn(f"metric {name!r} failed ({type(e).__name__}: {_first_line(e)}): it is NaN"); return math.nan
 
 def _tell(res, verbose):
     "Say what went wrong, what the guards said, and the verdict"
@@ -131,14 +141,17 @@ def _tell(res, verbose):
         for w in sorted({w for r in mine for w in r.get('warnings', ())})[:3]: warnings.warn(f"{c}: {w}")
     if verbose: print(res.verdict)
 
-# %% ../nbs/10_compare.ipynb #9798da68
+# %% ../nbs/10_compare.ipynb #86782ef9
 def _intervals(self, name, metric):
     "The paired difference of `name` from the reference in a column of `runs`"
     wide = self.runs.pivot(index=['seed', 'fold'], columns='candidate', values=metric)
     d = wide[name]-wide[self.reference]
     ratio = np.mean([r['ratio'] for r in self.records])
-    missed = metric=='epochs_to_ref' and self.runs[self.runs.candidate.isin([name, self.reference]) & self.runs.error.isna()][metric].isna().any()
-    return corrected_interval([] if missed else d.dropna(), ratio)
+    return corrected_interval([] if any(_missed(self, name, metric)) else d.dropna(), ratio)
+
+def _missed(self, name, metric):
+    "How many runs of `name` and of the reference finished without a value for `metric`: its mean over the others would mislead"
+    return [self.runs[(self.runs.candidate==c) & self.runs.error.isna()][metric].isna().sum() for c in (name, self.reference)]
 
 @patch
 def table(self:Comparison,
@@ -149,7 +162,7 @@ def table(self:Comparison,
     for m in self._known(metrics):
         for c in self.candidates:
             i = _intervals(self, c, m) if c!=self.reference else None
-            rows.append(dict(metric=m, candidate=c, mean=self.runs[self.runs.candidate==c][m].mean(), diff=i and i.diff, ci_low=i and i.low,
+            rows.append(dict(metric=m, candidate=c, mean=self.runs[(self.runs.candidate==c) & self.runs.error.isna()][m].mean(skipna=False), diff=i and i.diff, ci_low=i and i.low,
                              ci_high=i and i.high, detectable=i and i.detectable, n=i.n if i else int(self.runs[self.runs.candidate==c][m].notna().sum())))
     floats = ['mean', 'diff', 'ci_low', 'ci_high', 'detectable']
     return pd.DataFrame(rows).astype({c: float for c in floats})
@@ -161,31 +174,37 @@ def _known(self:Comparison, metrics):
     if bad := [m for m in metrics if m not in self.metrics]: raise ValueError(f"no metric {bad[0]!r}: there are {', '.join(self.metrics)}")
     return metrics
 
-# %% ../nbs/10_compare.ipynb #5709a532
+# %% ../nbs/10_compare.ipynb #805f01f9
+_higher,_lower = ('best_f1', 'f1', 'auroc', 'pr_auc'),('valid_loss', 'epochs_to_ref', 'seconds')  # is better
+
 def _sentence(self, name, metric):
     "What can be said of one candidate"
-    i,ref = _intervals(self, name, metric),self.reference
+    i,ref,missed = _intervals(self, name, metric),self.reference,_missed(self, name, metric)
+    if any(missed): return f"{name} and {ref} cannot be compared by {metric}: it is no number in {missed[0]} and {missed[1]} of their runs"
     if not i.n: return f"nothing can be said of {name}: no pair of runs with {ref} finished"
     pairs,num = f"{i.n} pair{'s'*(i.n!=1)} of runs",f"{metric} {i.diff:+.3f}"
     if i.n<2: return f"one pair of runs says nothing of chance ({name} against {ref}: {num}): raise `seeds` or `folds`"
     if i.low==i.high==0: return f"no difference at all between {name} and {ref} ({num} in each of {pairs})"
+    if i.low==i.high: return f"{num} between {name} and {ref} in each of {pairs}: what chance leaves of that cannot be told from equal numbers, give more `seeds` or `folds`"
     num += f" (95 % CI {i.low:+.3f} to {i.high:+.3f}, {pairs})"
-    if i.low<=0<=i.high: return f"no difference seen between {name} and {ref}: {num}; one of {i.detectable:.3f} would have been, in four of five such experiments"
-    lower_is_better = metric in ('valid_loss', 'epochs_to_ref', 'seconds')
-    return f"{name} is {'better' if (i.diff>0)!=lower_is_better else 'worse'} than {ref}: {num}"
+    if i.low<=0<=i.high: return f"no difference seen between {name} and {ref}: {num}; a true one of {i.detectable:.3f} would have been seen four times out of five"
+    better,worse = ('better', 'worse') if metric in _higher else ('worse', 'better') if metric in _lower else ('higher', 'lower')
+    return f"{name} is {better if i.diff>0 else worse} than {ref}: {num}"
 
 @patch
 def verdict_on(self:Comparison,
     metric:str='best_f1'  # A column of `runs`
 )->str:
     "What the comparison says of a metric, in words"
+    if not isinstance(metric, str): raise TypeError(f"`metric` must be the name of one, got {metric!r}")
     self._known(metric)
     said = [_sentence(self, c, metric) for c in self.candidates[1:]]
     k = len(said)
-    if k>1 and any(' better ' in s or ' worse ' in s for s in said): said.append(f"of {k} comparisons at 95 % each, chance alone shows a difference in up to {1-.95**k:.0%} of cases")
+    if k>1 and any(re.search(' is (better|worse|higher|lower) than ', s) for s in said): said.append(f"of {k} comparisons at 95 % each, chance alone shows a difference in up to {1-.95**k:.0%} of cases")
     if self.runs.error.notna().any(): said.append(f"{self.runs.error.notna().sum()} of {len(self.runs)} runs failed (column `error`)")
+    if idle := sum(r.get('trained') is False for r in self.records): said.append(f"in {idle} of {len(self.runs)} runs no weight changed: check `fit`, and that a training split fills a batch (`bs`)")
     if self.setup['n_splits']==1: said.append("all runs share one split, so that nothing is said of other validation images: give `folds`")
-    return '. '.join(s[0].upper()+s[1:] if s.startswith(('no ', 'nothing', 'one ', 'of ', 'all ')) else s for s in said)+'.'
+    return '. '.join(s[0].upper()+s[1:] if s.startswith(('no ', 'nothing ', 'one ', 'of ', 'all ', 'in ')) else s for s in said)+'.'
 
 @patch(as_prop=True)
 def verdict(self:Comparison)->str:
@@ -193,20 +212,27 @@ def verdict(self:Comparison)->str:
     return self.verdict_on('best_f1')
 
 @patch
+def _note(self:Comparison):
+    "What the metrics are of"
+    what = f"of class {self.classes[1]!r}" if len(self.classes)==2 else f"means over {len(self.classes)} classes"
+    return f"best_f1 (at the threshold that is best on the validation images), f1 (at .5), auroc and pr_auc {what}; differences from {self.reference}."
+
+@patch
 def __repr__(self:Comparison):
-    return f"{self.verdict}\n{self.table().to_string(index=False, float_format='%.4g', na_rep='–')}"
+    return f"{self.verdict}\n{self._note()}\n{self.table().to_string(index=False, float_format='%.4g', na_rep='–')}"
 
 @patch
 def _repr_html_(self:Comparison):
-    return f"<p>{escape(self.verdict)}</p>{self.table().to_html(index=False, float_format='%.4g', na_rep='–', border=0)}"
+    return f"<p>{escape(self.verdict)}</p><p><small>{escape(self._note())}</small></p>{self.table().to_html(index=False, float_format='%.4g', na_rep='–', border=0)}"
 
-# %% ../nbs/10_compare.ipynb #d2eafbeb
+# %% ../nbs/10_compare.ipynb #fa5b6e95
 def _pooled(self):
-    "(seed, candidate) → classes and probabilities of the folds together, of those seeds where every run of every candidate finished"
+    "(seed, candidate) → classes and probabilities of the folds together: for candidates that finished all runs of some seed, the seeds where all of them did"
+    whole = self.runs.groupby(['seed', 'candidate']).error.agg(lambda o: o.isna().all()).unstack()
+    whole = whole[[c for c in self.candidates if whole[c].any()]]
     res = {}
-    for seed,runs in self.runs.groupby('seed'):
-        if runs.error.notna().any(): continue
-        for c in self.candidates:
+    for seed in whole.index[whole.all(axis=1)]:
+        for c in whole:
             mine = [r for r in self.records if r['seed']==seed and r['candidate']==c]
             res[seed, c] = np.concatenate([r['y'] for r in mine]), np.concatenate([r['probs'] for r in mine])
     return res
@@ -216,7 +242,7 @@ def pooled(self:Comparison)->pd.DataFrame:
     "A row a candidate: the metrics of all validation predictions of a seed together (out of fold, each image once with `folds`), the mean over seeds"
     rows = [dict(candidate=c, seed=seed, n=len(y), **scores(y, p)) for (seed,c),(y,p) in _pooled(self).items()]
     if not rows: raise ValueError("no seed has all its runs: nothing to pool")
-    return pd.DataFrame(rows).drop(columns='seed').groupby('candidate').mean().loc[self.candidates].reset_index()
+    return pd.DataFrame(rows).drop(columns='seed').groupby('candidate', sort=False).mean().reset_index()
 
 @patch
 def by_recall(self:Comparison,
@@ -224,16 +250,16 @@ def by_recall(self:Comparison,
 )->pd.DataFrame:
     "A row a recall and candidate: mean precision at that recall, and the paired difference from the reference with its 95 % interval"
     rows = []
-    for r in recalls:
+    for r in [recalls] if isinstance(recalls, Real) else recalls:
         if not 0<r<=1: raise ValueError(f"`recalls` must lie above 0 and up to 1, got {r}")
         runs = {(o['candidate'], o['seed'], o['fold']): precision_at(o['y'], o['probs'], r) for o in self.records if not o.get('error')}
-        wide = pd.Series(runs).unstack(0)
+        wide = pd.DataFrame([(*k, v) for k,v in runs.items()], columns=['candidate', 'seed', 'fold', 'p']).pivot(index=['seed', 'fold'], columns='candidate', values='p').reindex(columns=self.candidates)
         for c in self.candidates:
             i = corrected_interval((wide[c]-wide[self.reference]).dropna(), np.mean([o['ratio'] for o in self.records])) if c!=self.reference else None
             rows.append(dict(recall=r, candidate=c, precision=wide[c].mean(), diff=i and i.diff, ci_low=i and i.low, ci_high=i and i.high))
     return pd.DataFrame(rows).astype({c: float for c in ('diff', 'ci_low', 'ci_high')})
 
-# %% ../nbs/10_compare.ipynb #83132881
+# %% ../nbs/10_compare.ipynb #6dc9e90d
 def _plot_differences(self, ax, names):
     "Paired differences from the reference with their 95 % intervals"
     shown,y = ['best_f1', 'f1', 'auroc', 'pr_auc'],0
@@ -245,10 +271,10 @@ def _plot_differences(self, ax, names):
             err = None if math.isnan(i.low) else [[i.diff-i.low], [i.high-i.diff]]
             ax.errorbar(i.diff, y, xerr=err, fmt='o', capsize=3, color=self._color(name))
             y += 1
-        ticks.append(y-(len(names)-1)/2-.5)
+        ticks.append(y-sum(k!=self.reference for k in names)/2-.5)
         y += .7
     ax.axvline(0, color=self._color(self.reference), lw=1)
-    ax.set(yticks=ticks, yticklabels=shown, xlabel=f'difference from {self.reference}, 95 % CI')
+    ax.set(yticks=ticks, yticklabels=shown, xlabel='difference from '+self.reference[:30].replace('$', r'\$')+', 95 % CI')
     ax.invert_yaxis()
 
 def _plot_losses(self, ax, names):
@@ -272,7 +298,10 @@ def _plot_precision(self, ax, names):
     ax.set(xlabel='recall' if len(self.classes)>2 else f'recall of {self.classes[1]}', ylabel='precision', xlim=(0, 1.01), ylim=(None, 1.01))
 
 @patch
-def _color(self:Comparison, name): return _colors[self.candidates.index(name)%len(_colors)]
+def _color(self:Comparison, name):
+    "A colour of its own for each candidate; from the eighth on they are harder to tell apart"
+    i = self.candidates.index(name)
+    return _colors[i] if i<len(_colors) else f'C{i}' if i<10 else str(.2+.6*((i-10)%7)/7)
 
 @patch
 def plot(self:Comparison,
@@ -287,8 +316,10 @@ def plot(self:Comparison,
     for draw,ax in zip((_plot_differences, _plot_losses, _plot_precision), axs):
         draw(self, ax, names)
         ax.spines[['top', 'right']].set_visible(False)
-    handles = [plt.Line2D([], [], color=self._color(k), lw=2, label=k) for k in names]
-    fig.legend(handles=handles, loc='outside upper center', ncols=len(handles), frameon=False)
+    none = {k for k in names if self.runs[self.runs.candidate==k].error.notna().all()}
+    labels = [k.replace('$', r'\$')+(' (no run finished)' if k in none else '') for k in names]
+    handles = [plt.Line2D([], [], color=self._color(k), lw=2, label=s) for k,s in zip(names, labels)]
+    fig.legend(handles=handles, loc='outside upper center', ncols=max(1, min(len(labels), 120//(6+max(map(len, labels))))), frameon=False)
     return axs
 
 # %% ../nbs/10_compare.ipynb #07573a49

@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['Data', 'gather', 'candidates_of', 'Job', 'jobs_of', 'plan_of', 'Store', 'run_all']
 
-# %% ../nbs/10_runs.ipynb #cc54a00d
-import gc, hashlib, json, time, traceback, warnings
+# %% ../nbs/10_runs.ipynb #4c71165c
+import gc, hashlib, json, tempfile, time, traceback, warnings
 from collections.abc import Mapping
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import fastai.callback.progress
 import numpy as np
+import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.data.block import DataBlock
 from fastai.data.transforms import Normalize, RandomSplitter
-from fastai.learner import Learner, Recorder
-from fastai.torch_core import no_random, set_seed
+from fastai.learner import Learner
+from fastai.torch_core import find_bs, no_random, set_seed
 from fastprogress.fastprogress import progress_bar
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
@@ -32,7 +33,7 @@ from .running import NormStats
 from .stable import digest, stable
 from .transform import DatasetStats
 
-# %% ../nbs/10_runs.ipynb #1b71e981
+# %% ../nbs/10_runs.ipynb #5577ab0f
 def _classes_of(dsets):
     "The class of each item as a whole number, and the names of the classes; labels are asked, images are not opened"
     if len(dsets.tls)-dsets.n_inp!=1: raise TypeError(f"compare_stats needs one target an image, got {len(dsets.tls)-dsets.n_inp}: e.g. `CategoryBlock` as the last block")
@@ -48,17 +49,20 @@ def _classes_of(dsets):
 def _groups_of(items, groups):
     "The group of each item: what function `groups` says of it, a column of a table, or as given"
     n = len(items)
+    if isinstance(groups, pd.Series) and not (hasattr(items, 'iloc') and groups.index.equals(items.index)):
+        raise ValueError("`groups` is a Series with another index than the items: give its values in the order of the items, or a function")
+    if isinstance(groups, Mapping): groups = groups.get
     if callable(groups): res = [groups(_item_at(items, i)) for i in range(n)]
     elif isinstance(groups, str):
         if not (hasattr(items, 'iloc') and groups in items): raise ValueError(f"`groups` must be a function from an item to its group, or a column, got {groups!r}")
         res = list(items[groups])
     else: res = list(groups)
     if len(res)!=n: raise ValueError(f"`groups` must say one group an item, got {len(res):,} for {n:,} items")
-    none = next((i for i,g in enumerate(res) if g is None or g!=g), None)
+    none = next((i for i,g in enumerate(res) if pd.isna(g)), None)
     if none is not None: raise ValueError(f"`groups` says no group ({res[none]!r}) of {_item_at(items, none)}")
     return np.unique([str(g) for g in res], return_inverse=True)[1]
 
-# %% ../nbs/10_runs.ipynb #70f11813
+# %% ../nbs/10_runs.ipynb #f396b987
 @dataclass
 class Data:
     "What all runs share"
@@ -70,9 +74,10 @@ class Data:
     loaders:dict          # Keywords of `dataloaders`
 
     def dls(self, train, valid):
-        "Loaders without normalisation over these items"
+        "Loaders without normalisation over these items; with copies of the transforms, some of which keep random generators of their own"
         block = copy(self.block)
         block.splitter = lambda items: (train, valid)
+        block.item_tfms,block.batch_tfms = deepcopy((block.item_tfms, block.batch_tfms))
         return type(block).dataloaders(block, self.items, **self.loaders)
 
 def gather(
@@ -92,7 +97,7 @@ def gather(
     y,classes = _classes_of(everything.datasets(items))
     return Data(block, items, y, classes, None if groups is None else _groups_of(items, groups), loaders)
 
-# %% ../nbs/10_runs.ipynb #0456c34f
+# %% ../nbs/10_runs.ipynb #0e02bd6c
 def _splits(data, seed, folds):
     "(train, valid) a fold, each a list of places among the items"
     if folds is None:
@@ -103,27 +108,29 @@ def _splits(data, seed, folds):
         try: return [(a.tolist(), b.tolist()) for a,b in kind(folds, shuffle=True, random_state=seed).split(data.y, data.y, data.groups)]
         except ValueError as e: raise ValueError(f"cannot make {folds} folds of {len(data.y):,} images: {_first_line(e)}") from e
 
-def _check_split(data, train, valid, where):
-    "Refuse a split that lacks a class, or divides a group"
+def _check_split(data, train, valid, where, folds=None):
+    "Refuse a split that lacks a class, or that has an image on both sides"
     for part,idxs in dict(training=train, validation=valid).items():
         if not len(idxs): raise ValueError(f"{where} has no {part} images: check the splitter")
         if lack := [c for i,c in enumerate(data.classes) if i not in data.y[idxs]]:
-            raise ValueError(f"{where} has no {part} image of class {lack[0]!r}, which has {(data.y==data.classes.index(lack[0])).sum():,} in all: "
-                             "use fewer `folds`, which keep the shares of the classes, or leave the class out")
+            how = "use fewer of them, or leave the class out" if folds else "use `folds`, which keep the shares of the classes, or leave the class out"
+            raise ValueError(f"{where} has no {part} image of class {lack[0]!r}, which has {(data.y==data.classes.index(lack[0])).sum():,} in all: {how}")
+    def names(idxs): return {str(_item_at(data.items, i)) if not hasattr(data.items, 'iloc') else i for i in idxs}
+    if both := names(train) & names(valid): raise ValueError(f"{where} has {min(both)} in training and in validation: validation would know what it asks (an item listed twice?)")
 
 def _fewer(data, train, n, seed):
     "`n` of the images in `train`, with the classes' shares kept"
     if n is None: return train
-    if not len(data.classes)<=n<len(train): raise ValueError(f"`train_size` must be a whole number from the {len(data.classes)} classes to below the {len(train):,} training images, got {n}")
+    if isinstance(n, bool) or not isinstance(n, int) or not len(data.classes)<=n<=len(train)-len(data.classes): raise ValueError(f"`train_size` must be a whole number from the {len(data.classes)} classes to {len(train)-len(data.classes):,}, of the {len(train):,} training images, got {n!r}")
     return sorted(train_test_split(train, train_size=n, stratify=data.y[train], random_state=seed)[0])
 
-# %% ../nbs/10_runs.ipynb #115580bf
+# %% ../nbs/10_runs.ipynb #be65a4a5
 def _name_of(c):
     "What to call a candidate that was given without a name"
     if isinstance(c, str): return c
     if isinstance(c, StatsChoice): c = c.stats
     if isinstance(c, NormStats) and c.name!='custom': return c.name
-    return ' / '.join(', '.join(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten()) for o in c)
+    return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)  # a number that all channels share once
 
 def candidates_of(
     stats,    # A list, or a dict by name, of what `stats=` of `DatasetStats` takes
@@ -131,6 +138,7 @@ def candidates_of(
 )->dict:
     "A recipe a candidate, by name; refuses what `DatasetStats` would"
     if isinstance(stats, (str, NormStats, StatsChoice)): stats = [stats]
+    if not isinstance(stats, (Mapping, list, tuple)): raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, got {type(stats).__name__}")
     named = list(stats.items()) if isinstance(stats, Mapping) else [(_name_of(c), c) for c in stats]
     names = [str(k) for k,_ in named]
     if len(names)<2: raise ValueError(f"`stats` must hold at least two candidates, got {names}: e.g. stats=('imagenet', 'custom')")
@@ -142,7 +150,7 @@ def _spec(recipe):
     s = recipe.question['stats']
     return s if isinstance(s, str) else (s.stats if isinstance(s, StatsChoice) else s).to_dict()
 
-# %% ../nbs/10_runs.ipynb #3c32a411
+# %% ../nbs/10_runs.ipynb #09245e1f
 @dataclass
 class Job:
     "One run: which candidate, on which split"
@@ -162,15 +170,17 @@ class Job:
     def number(self): return self.seed*1009+self.fold  # from which its random states start
 
 class _Losses(Callback):
-    "The validation loss after each epoch, over all fits of a learner"
-    order = Recorder.order+1
+    "The mean validation loss after each epoch, over all fits of a learner"
     def __init__(self): self.values,self.trained = [],False
-    def before_train(self): self.trained = True
-    def after_epoch(self):
-        if self.trained: self.values.append(float(self.recorder.values[-1][self.recorder.metric_names.index('valid_loss')-1]))
-        self.trained = False  # validating or predicting is an epoch to fastai, too
+    def before_epoch(self): self.trained = False
+    def after_train(self): self.trained = True
+    def before_validate(self): self.total,self.n = 0.,0
+    def after_loss(self):
+        if not self.training: self.total,self.n = self.total+float(self.loss.detach().mean())*find_bs(self.yb),self.n+find_bs(self.yb)
+    def after_validate(self):
+        if self.trained and self.n: self.values.append(self.total/self.n)  # validating alone is an epoch to fastai, too
 
-# %% ../nbs/10_runs.ipynb #8704ab0d
+# %% ../nbs/10_runs.ipynb #09731c17
 def _check_learner(learn, dls, choice):
     "Refuse a learner that would not train on these loaders as they are normalised"
     if not isinstance(learn, Learner): raise TypeError(f"`learner` must return a Learner, got {type(learn).__name__}")
@@ -185,12 +195,20 @@ def _weights(model):
     for k,v in model.state_dict().items(): res.update(k.encode()), res.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if torch.is_tensor(v) else repr(v).encode())
     return res.hexdigest()[:32]
 
+def _activation(loss):
+    "What turns the numbers that a loss of PyTorch's takes into probabilities"
+    name = getattr(loss, '__name__', type(loss).__name__).lower().replace('_', '').removesuffix('loss')
+    known = {'crossentropy': lambda p: p.softmax(1), 'bcewithlogits': torch.sigmoid, 'binarycrossentropywithlogits': torch.sigmoid, 'nll': torch.exp, 'bce': lambda p: p,
+             'binarycrossentropy': lambda p: p}
+    if name in known: return known[name]
+    raise ValueError(f"loss function {name!r} does not say how predictions become probabilities: use one of fastai's (`CrossEntropyLossFlat`…), or give it an `activation`")
+
 def _probabilities(learn, n_classes):
     "Probability of each class for each validation image, and the classes"
     preds,y = learn.get_preds(dl=learn.dls.valid)
-    p = preds.double().flatten(1)
+    p = preds.double().reshape(len(preds), -1)
     if not p.isfinite().all(): raise ValueError("the predictions are not finite: the training diverged")
-    if not hasattr(learn.loss_func, 'activation'): p = p.sigmoid() if p.shape[1]==1 else p.softmax(1)  # a plain PyTorch loss, for logits
+    if not hasattr(learn.loss_func, 'activation'): p = _activation(learn.loss_func)(p)
     if p.shape[1]==1: p = torch.cat([1-p, p], 1)
     if p.shape[1]!=n_classes: raise ValueError(f"the learner gives {p.shape[1]} numbers an image for {n_classes} classes: check `n_out`")
     if (p<0).any() or (p.sum(1)-1).abs().max()>1e-3: raise ValueError("the predictions are no probabilities of one class an image: check the loss function's `activation`")
@@ -212,23 +230,30 @@ def _train(data, job, starts, learner, fit, epochs, own):
         raise ValueError("`learner` starts from other weights than under the candidate before: it must make the network anew each time, and not by the statistics")
     set_seed(job.number, reproducible=True)
     learn.add_cb(losses)
-    with learn.no_bar(), learn.no_logging():
+    with tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging():
+        learn.path,learn.model_dir = Path(folder),'models'  # no run finds what a callback saved in another
         fit(learn, epochs)
+        if losses.values and np.isnan(losses.values).all(): raise ValueError("the validation loss was never a number: the training diverged")
         p,y = _probabilities(learn, len(data.classes))
     if not np.array_equal(y, data.y[job.valid]): raise ValueError("the validation loader gave other classes than the DataBlock: check its order and labels")
-    return dict(stats=[*map(list, choice.stats)], rule=choice.rule, weights=start, warnings=[str(w.message) for w in said if issubclass(w.category, UserWarning)],
+    return dict(stats=[*map(list, choice.stats)], rule=choice.rule, weights=start, trained=_weights(learn.model)!=start, warnings=[str(w.message) for w in said if issubclass(w.category, UserWarning)],
                 losses=losses.values, seconds=time.time()-began, y=y.tolist(), probs=[[float(str(v)) for v in row] for row in p])
+
+def _reason(e):
+    "One line on what went wrong, also where torch or fastai wrap the error of a worker process or a callback"
+    lines = [s.strip() for s in str(e).splitlines() if s.strip()]
+    return lines[-1] if len(lines)>1 and lines[0].startswith(('Caught ', 'Exception occured')) else _first_line(e)
 
 def _run(data, job, starts, *args):
     "The record of a run, of a failed one as well; `starts` holds what the networks of each seed and fold start from"
     res = dict(candidate=job.candidate, seed=job.seed, fold=job.fold, split=job.split, n_train=len(job.train), n_valid=len(job.valid), ratio=job.ratio)
     try:
         with no_random(job.number): res |= _train(data, job, starts, *args)
-    except Exception as e: res |= dict(error=f'{type(e).__name__}: {_first_line(e)}', traceback=traceback.format_exc())
+    except Exception as e: res |= dict(error=f'{type(e).__name__}: {_reason(e)}', traceback=traceback.format_exc())
     gc.collect()  # a Learner refers to itself, and holds the weights
     return res
 
-# %% ../nbs/10_runs.ipynb #3308f8a0
+# %% ../nbs/10_runs.ipynb #f37ca88c
 def jobs_of(
     data:Data,       # From `gather`
     recipes:dict,    # From `candidates_of`
@@ -240,12 +265,12 @@ def jobs_of(
     res = []
     for seed in seeds:
         for fold,(train,valid) in enumerate(_splits(data, seed, folds)):
-            _check_split(data, train, valid, f"the split of seed {seed}" if folds is None else f"fold {fold} of seed {seed}")
+            _check_split(data, train, valid, f"the split of seed {seed}" if folds is None else f"one of {folds} folds of seed {seed}", folds)
             ratio,train = len(valid)/len(train),_fewer(data, train, train_size, seed)
             res += [Job(name, recipe, seed, fold, train, valid, ratio) for name,recipe in recipes.items()]
     return res
 
-# %% ../nbs/10_runs.ipynb #20758198
+# %% ../nbs/10_runs.ipynb #81a20a76
 _format,_unknown = 'fastai_normstats.Comparison','unknown'
 
 def plan_of(
@@ -255,8 +280,7 @@ def plan_of(
     epochs:int,
     own:dict,      # Keywords of `DatasetStats`
     folds,
-    train_size,
-    verbose:bool   # Say what cannot be described?
+    train_size
 )->dict:
     "What runs depend on besides candidate, seed and split, part by part"
     dls = data.dls(list(range(len(data.y))), [])
@@ -268,7 +292,7 @@ def plan_of(
         try: res[k] = digest(json.dumps(f(), sort_keys=True).encode())
         except Exception as e:
             res[k] = _unknown
-            if verbose: print(f"whether {k} changes between calls with this folder cannot be told ({_first_line(e)})")
+            warnings.warn(f"whether {k} changes between calls with this `folder` cannot be told ({_first_line(e)}): use another one where it does")
     return res
 
 class Store:
@@ -277,7 +301,7 @@ class Store:
         folder,  # `None`: nowhere
         plan     # Function that gives `plan_of` what is to be compared
     ):
-        self.folder = folder if folder is None else Path(folder)
+        self.folder = folder if folder is None else Path(folder).expanduser()
         if folder is None: return
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder/'comparison.json'
@@ -290,7 +314,7 @@ class Store:
         except ValueError as e: raise ValueError(f"cannot read {file} ({e}): give another `folder`") from e
         if not isinstance(d, dict) or d.get('format')!=_format or not isinstance(d.get('plan'), dict): raise ValueError(f"{file} is not of a comparison: give another `folder`")
         if other := [k for k,v in plan.items() if d['plan'].get(k)!=v and _unknown not in (v, d['plan'].get(k))]:
-            raise ValueError(f"{self.folder} holds runs of another comparison (different: {', '.join(other)}): give another `folder`, or delete it")
+            raise ValueError(f"{self.folder} holds runs of another comparison (different: {', '.join(other)}): give another `folder`")
 
     def _file(self, job): return self.folder/f'run-{job.key}.json'
 
@@ -300,6 +324,7 @@ class Store:
         try:
             res = json.loads(self._file(job).read_text(encoding='utf-8'))
             if res.get('error') or res['split']!=job.split: return None
+            if lack := [k for k in ('losses', 'probs', 'y', 'seconds', 'ratio') if k not in res]: raise ValueError(f'it lacks {lack[0]!r}')
             return res | dict(candidate=job.candidate)
         except (OSError, ValueError, KeyError, AttributeError) as e: warnings.warn(f"cannot use {self._file(job)} ({_first_line(e)}): this run is made again")
 
@@ -309,7 +334,7 @@ class Store:
         try: _write_json(self._file(job), record)
         except OSError as e: warnings.warn(f"cannot keep a finished run in {self.folder} ({e}): it will be made again next time")
 
-# %% ../nbs/10_runs.ipynb #09e9df7a
+# %% ../nbs/10_runs.ipynb #687152de
 def run_all(
     data:Data,     # From `gather`
     jobs:list,     # From `jobs_of`
@@ -320,7 +345,7 @@ def run_all(
     "The record of every job, kept or made now"
     res,starts,bar = [],{},progress_bar(jobs, leave=False) if verbose else jobs
     for job in bar:
-        if verbose: bar.comment = f'{job.candidate}, seed {job.seed}'+(f', fold {job.fold}' if job.fold else '')
+        if verbose: bar.comment = f'{job.candidate}, seed {job.seed}, fold {job.fold}'
         record = store.get(job)
         if record and 'weights' in record: starts.setdefault((job.seed, job.fold), record['weights'])
         if record is None:

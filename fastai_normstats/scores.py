@@ -57,19 +57,19 @@ def precision_at(
         return precision[found>=recall-1e-12].max()
     return float(np.mean([at(*o) for o in _each(np.asarray(y), np.asarray(probs, dtype=np.float64))]))
 
-# %% ../nbs/10_scores.ipynb #bb27b2f3
+# %% ../nbs/10_scores.ipynb #bba4aab7
 class Interval(NamedTuple):
     "A mean difference over `n` pairs of runs"
     diff:float        # Mean
     low:float         # Ends of the interval; NaN for a single pair
     high:float
-    detectable:float  # The difference that such an experiment would find in four of five cases
+    detectable:float  # The difference that such an experiment would find in four of five cases; NaN where all pairs are equal
     n:int
 
-# %% ../nbs/10_scores.ipynb #d5a3a326
+# %% ../nbs/10_scores.ipynb #83b5422e
 def corrected_interval(
     d,                # (J,): differences, one a pair of runs
-    ratio:float,      # Test images over training images of a split; 0: runs that share nothing
+    ratio:float,      # Test images of a split over all others that it might have trained on; 0: runs that share nothing
     level:float=.95   # Of the interval
 )->Interval:
     "Mean of `d` with the interval of Nadeau & Bengio (2003)"
@@ -77,4 +77,4 @@ def corrected_interval(
     n,mean = len(d),float(d.mean()) if len(d) else math.nan
     if n<2: return Interval(mean, math.nan, math.nan, math.nan, n)
     se,edge = math.sqrt((1/n+ratio)*d.var(ddof=1)),student.ppf((1+level)/2, n-1)
-    return Interval(mean, mean-edge*se, mean+edge*se, (edge+student.ppf(.8, n-1))*se, n)
+    return Interval(mean, mean-edge*se, mean+edge*se, (edge+student.ppf(.8, n-1))*se or math.nan, n)

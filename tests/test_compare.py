@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import (BCEWithLogitsLossFlat,CategoryBlock,ColReader,CrossEntropyLossFlat,DataBlock,ImageBlock,IndexSplitter,L,Learner,Normalize,RandomSplitter,
-                               Resize,aug_transforms,get_image_files,imagenet_stats,parent_label,params)
+from fastai.vision.all import (BCEWithLogitsLossFlat,CategoryBlock,ColReader,CrossEntropyLossFlat,DataBlock,F,ImageBlock,IndexSplitter,Learner,Normalize,RandomSplitter,
+                               Resize,SaveModelCallback,TensorImage,Transform,aug_transforms,get_image_files,imagenet_stats,parent_label,params)
 from PIL import Image
 from scipy.stats import t as student
 from sklearn.metrics import average_precision_score,f1_score,log_loss,precision_recall_curve,roc_auc_score
@@ -239,9 +239,10 @@ def test_verdicts():
     assert made_up([.1]*4).table('f1')['diff'][1]==pytest.approx(2*.85/1.85-2*.75/1.75)  # precision 1, recall .85 and .75
     assert 'b is better than a' in made_up([.1, .11, .12, .1]).verdict
     assert 'b is worse than a' in made_up([-.1, -.11, -.12, -.1]).verdict
-    assert 'b is better than a' in made_up([.1, .1, .1]).verdict  # the same each time
+    equal = made_up([.1, .1, .1]).verdict  # the same each time: no spread to judge by
+    assert 'cannot be told from equal numbers' in equal and 'better' not in equal
     none = made_up([.1, -.1, .08, -.08]).verdict
-    assert 'No difference seen between b and a' in none and 'would have been' in none
+    assert 'No difference seen between b and a' in none and 'would have been seen four times out of five' in none
     assert 'b is better than a: valid_loss -' in made_up([.1, .11, .12, .1]).verdict_on('valid_loss')  # where less is better
     assert 'One pair of runs says nothing of chance' in made_up([.1]).verdict
     assert 'No difference at all' in made_up([0., 0.]).verdict
@@ -277,7 +278,7 @@ def interrupted(images, tmp_path, at, **kwargs):
 @pytest.fixture
 def same_learner(monkeypatch):
     "Counting learners do the same whatever they have counted, which their description cannot know"
-    monkeypatch.setattr('fastai_normstats.compare.plan_of', lambda data, learner, *args: {'learner': 'the same'})
+    monkeypatch.setattr('fastai_normstats.compare.plan_of', lambda *args: {'learner': 'the same'})
 
 def test_goes_on_after_an_interruption(folder, tmp_path, same_learner):
     kwargs = dict(seeds=2, folds=2)
@@ -366,6 +367,127 @@ def test_save_and_load(comparison, tmp_path):
     pd.testing.assert_frame_equal(again.table(), comparison.table())
     assert again.verdict==comparison.verdict and again.classes==comparison.classes
 
+# --- found by trying to break it
+
+def test_callbacks_find_nothing_of_another_run(folder):
+    "A run that diverges would be given the weights that `SaveModelCallback` kept in the run before"
+    def wild(dls): return Learner(dls, nn.Sequential(Cubed(), nn.Flatten(), nn.Linear(432, 2)), CrossEntropyLossFlat(), cbs=SaveModelCallback())
+    with pytest.warns(UserWarning, match='runs of wild failed'): c = compared(folder, learner=wild, stats=dict(ok='imagenet', wild=([.5]*3, [1e-15]*3)), seeds=2, epochs=2)
+    assert c.runs.groupby('candidate').error.agg(lambda o: o.notna().sum()).to_dict()==dict(ok=0, wild=2)
+    assert not Path('models').exists() and not (folder/'models').exists()
+
+class Cubed(nn.Module):
+    def forward(self, x): return x**3
+
+def test_groups_as_a_dict_or_a_series(folder):
+    files = sorted(get_image_files(folder))
+    splits = [[r['split'] for r in compared(folder, seeds=1, folds=3, groups=g).records] for g in (patient, {f: patient(f) for f in files}, pd.Series(map(patient, files)).tolist())]
+    assert splits[0]==splits[1]==splits[2]
+    with pytest.raises(ValueError, match='another index'): compared(folder, seeds=1, groups=pd.Series(map(patient, files)))
+    with pytest.raises(ValueError, match='no group'): compared(folder, seeds=1, groups={files[0]: 1})
+
+class OwnNoise(Transform):
+    "Draws from a generator of its own, as some libraries of augmentation do"
+    order = 20
+    def __init__(self): super().__init__(); self.rng = np.random.default_rng(0)
+    def encodes(self, x:TensorImage): return x+self.rng.normal()*.1
+
+def test_transforms_with_a_generator_of_their_own(folder):
+    c = compared(folder, stats=dict(a='imagenet', b=imagenet_stats), seeds=1, folds=2, block=dict(batch_tfms=OwnNoise()))
+    for a,b in zip(by_name(c, 'a'), by_name(c, 'b')): assert a['losses']==b['losses'] and a['probs']==b['probs']
+
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), F.cross_entropy, CrossEntropyLossFlat(), nn.NLLLoss()])
+def test_losses_whose_predictions_are_understood(folder, loss):
+    "Each gives the probabilities of the same network"
+    def one(dls): return Learner(dls, nn.Sequential(net(), nn.LogSoftmax(1)) if isinstance(loss, nn.NLLLoss) else net(), loss)
+    want = compared(folder, seeds=1).records[0]['probs']
+    np.testing.assert_allclose(compared(folder, learner=one, seeds=1).records[0]['probs'], want, atol=1e-5)
+
+def test_a_loss_that_does_not_say_what_it_takes(folder):
+    "Twice a sigmoid would put every probability above one half"
+    def own(p, y): return F.binary_cross_entropy(p.flatten(), y.float().flatten())
+    def sigmoid(dls): return Learner(dls, nn.Sequential(net(1), nn.Sigmoid()), own)
+    with pytest.warns(UserWarning, match="loss function 'own' does not say how"): c = compared(folder, learner=sigmoid, seeds=1)
+    own.activation = lambda p: p
+    assert c.runs.error.notna().all() and compared(folder, learner=sigmoid, seeds=1).runs.error.isna().all()
+
+def test_one_number_an_image_without_an_axis(folder):
+    class Flat(nn.Module):
+        def __init__(self): super().__init__(); self.net = net(1)
+        def forward(self, x): return self.net(x).squeeze(1)
+    c = compared(folder, learner=lambda dls: Learner(dls, Flat(), BCEWithLogitsLossFlat()), seeds=1)
+    assert c.runs.error.isna().all()
+
+def test_directions_of_a_metric_of_ones_own(comparison):
+    records = [dict(r, metrics=dict(brier=.1*(r['candidate']=='custom')+.01*i)) for i,r in enumerate(comparison.records)]
+    said = Comparison(records, comparison.setup).verdict_on('brier')
+    assert 'custom is higher than imagenet' in said and 'better' not in said
+
+def test_epochs_to_a_loss_that_some_runs_never_reach():
+    c = made_up([.1, .1, .1])
+    for r,losses in zip(c.records, [[.5, .4], [.3, .3], [.5, .4], [.5, .45], [math.nan, .4], [.4, .3]]): r['losses'] = losses
+    d = Comparison(c.records, c.setup)
+    assert d.runs[d.runs.candidate=='b'].epochs_to_ref.fillna(-1).tolist()==[1, -1, 1] and d.runs[d.runs.candidate=='a'].epochs_to_ref.tolist()==[2, 2, 2]
+    row = d.table('epochs_to_ref').iloc[1]
+    assert math.isnan(row['mean']) and math.isnan(row['diff']) and 'no number in 1 and 0 of their runs' in d.verdict_on('epochs_to_ref')
+
+@pytest.mark.parametrize('how', ['overlap', 'twice'])
+def test_an_image_on_both_sides_is_refused(folder, how):
+    kwargs = dict(overlap=dict(splitter=lambda o: (range(48), range(0, 48, 3))), twice={})[how]
+    db = DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(get_image_files(p))*(1+(how=='twice')), get_y=parent_label, item_tfms=Resize(12), **kwargs)
+    with pytest.raises(ValueError, match=r'\.png in training and in validation'): compare_stats(db, folder, learner, seeds=1, **quick)
+
+def test_a_network_that_was_not_trained_is_said(folder):
+    assert 'no weight changed' in compared(folder, seeds=1, bs=64).verdict and 'no weight changed' not in compared(folder, seeds=1).verdict
+
+def test_what_cannot_be_described_is_warned_of(folder, tmp_path):
+    "Also where nothing is printed: whether such a learner has changed must be known by its author"
+    with open(__file__) as f, pytest.warns(UserWarning, match='whether learner changes'):
+        compared(folder, learner=lambda dls: learner(dls) if f else None, seeds=1, folder=tmp_path/'runs')
+
+def test_a_metric_that_fails_loses_nothing(folder):
+    bad = dict(zero=lambda y, p: 1/0, many=lambda y, p: p)
+    with pytest.warns(UserWarning, match="metric 'zero' failed"): c = compared(folder, seeds=1, metrics=bad)
+    assert c.runs.error.isna().all() and c.runs.zero.isna().all() and c.runs.many.isna().all() and c.runs.auroc.notna().all()
+    assert 'no number' in c.verdict_on('zero')
+
+@pytest.mark.parametrize('fit', ['lr_find', 'validate', 'no valid metrics'])
+def test_losses_are_counted_whatever_fit_does(folder, fit):
+    def train(learn, epochs):
+        if fit=='lr_find': learn.lr_find(show_plot=False, num_it=10)
+        if fit=='validate': learn.validate()
+        if fit=='no valid metrics': learn.recorder.valid_metrics = False
+        learn.fit(epochs)
+    c = compared(folder, seeds=1, epochs=2, fit=train)
+    assert c.runs.error.isna().all()
+    for r in c.records:
+        assert len(r['losses'])==2
+        np.testing.assert_allclose(r['losses'][-1], log_loss(r['y'], np.array(r['probs'])[:,1]), rtol=1e-4)
+
+def test_tables_and_pictures_where_a_candidate_failed(folder):
+    with pytest.warns(UserWarning): c = compared(folder, stats=dict(imagenet='imagenet', two=([.5]*2, [.5]*2), custom='custom'), seeds=1, folds=2)
+    assert c.pooled().candidate.tolist()==['imagenet', 'custom'] and c.by_recall((.9,)).precision.isna().tolist()==[False, True, False]
+    labels = [t.get_text() for t in c.plot()[0].figure.legends[0].get_texts()]
+    assert labels==['imagenet', 'two (no run finished)', 'custom']
+
+def test_pictures_of_many_candidates_with_long_names(folder):
+    many = {f'candidate number {i} with a long name and $x_1$': 'imagenet' for i in range(9)}
+    c = compared(folder, stats=many, seeds=1)
+    ax = c.plot()[0]
+    ax.figure.canvas.draw()
+    legend = ax.figure.legends[0].get_window_extent()
+    assert legend.x0>=0 and legend.x1<=ax.figure.bbox.width and len({c._color(k) for k in many})==9
+    labels = [t for a in (c.plot(list(many)[1:3]), ) for t in a[0].get_yticks()]
+    assert labels[0]==.5  # in the middle of its two rows, the reference not among them
+
+def test_a_home_folder_and_a_run_without_predictions(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    c = compared(folder, seeds=1, folder='~/runs')
+    file = sorted((tmp_path/'runs').glob('run-*'))[0]
+    file.write_text(json.dumps({k: v for k,v in json.loads(file.read_text()).items() if k!='probs'}))
+    with pytest.warns(UserWarning, match="it lacks 'probs'"): again = compared(folder, seeds=1, folder='~/runs')
+    pd.testing.assert_frame_equal(c.runs.drop(columns='seconds'), again.runs.drop(columns='seconds'))
+
 # --- other inputs
 
 def test_a_table_with_a_column_of_patients(folder):
@@ -379,7 +501,7 @@ def test_a_table_with_a_column_of_patients(folder):
 def test_models_and_words_as_candidates(folder):
     c = compared(folder, stats=['pretrained', 'auto', 'rad-dino', 'imagenet', ([.5]*3, [.5]*3)], model='siglip', seeds=1)
     stats = {r['candidate']: (r['rule'], r['stats'][0][0]) for r in c.records}
-    assert stats=={'pretrained': ('given', .5), 'auto': ('small', .5), 'rad-dino': ('given', .5307), 'imagenet': ('given', .485), '0.5, 0.5, 0.5 / 0.5, 0.5, 0.5': ('given', .5)}
+    assert stats=={'pretrained': ('given', .5), 'auto': ('small', .5), 'rad-dino': ('given', .5307), 'imagenet': ('given', .485), '0.5 / 0.5': ('given', .5)}
 
 def test_what_the_guards_say_is_said_once_a_candidate(folder):
     with warnings.catch_warnings(record=True) as said:
@@ -389,7 +511,8 @@ def test_what_the_guards_say_is_said_once_a_candidate(folder):
     assert len(mine)==1 and 'batch' in mine[0]
 
 @pytest.mark.parametrize('kwargs,says', [
-    (dict(stats='custom'), 'at least two'), (dict(stats=('custom', 'costum')), 'costum'), (dict(stats=('custom', None)), 'None'), (dict(seeds=[]), '`seeds`'),
+    (dict(stats='custom'), 'at least two'), (dict(stats={'imagenet', 'custom'}), 'must be a list'), (dict(stats=None), 'must be a list'), (dict(folder=''), 'empty name'),
+    (dict(metrics=dict(auroc=max)), 'there already'), (dict(seed=3), 'say `seeds`'), (dict(train_size=8.), '`train_size`'), (dict(groups=lambda f: pd.NA), 'no group'), (dict(stats=('custom', 'costum')), 'costum'), (dict(stats=('custom', None)), 'None'), (dict(seeds=[]), '`seeds`'),
     (dict(seeds=1.5), '`seeds`'), (dict(seeds=[0, -1]), '`seeds`'), (dict(folds=0), '`folds`'), (dict(folds=25), 'cannot make|no validation image|no training image'), (dict(epochs=1.), '`epochs`'),
     (dict(train_size=47, folds=2), '`train_size`'), (dict(train_size=1, folds=2), '`train_size`'), (dict(positive='c'), "'a', 'b'"), (dict(groups=lambda f: None), 'no group'),
     (dict(groups=lambda f: 'one', folds=3), 'group|image of class'), (dict(policy='small'), 'Policy'), (dict(worker=2), 'no keyword'), (dict(learner='resnet18'), 'function'),
@@ -412,6 +535,11 @@ def test_command(folder, tmp_path, capsys):
     c = Comparison.load(tmp_path/'c.json')
     assert c.verdict in out and c.candidates==['imagenet', 'custom-image'] and c.classes==['b', 'a'] and len(c.runs)==4 and (tmp_path/'c.png').stat().st_size>5000
     assert main(args)==0 and len(list((tmp_path/'runs').glob('run-*')))==4
+    assert '24 a, 24 b' in out
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path/'runs').glob('run-*')}
+    assert main([*args, '--seeds', '2'])==0  # what was run is not run again
+    assert len(list((tmp_path/'runs').glob('run-*')))==8 and all(f.stat().st_mtime_ns==t for f,t in before.items())
+    assert main(args)==0
     assert Comparison.load(tmp_path/'c.json').runs.equals(c.runs)
 
 def test_command_without_weights(folder, capsys, monkeypatch):
