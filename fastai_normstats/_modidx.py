@@ -152,6 +152,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'fastai_normstats.compare._is_flipped': ( 'compare.html#_is_flipped',
                                                                                     'fastai_normstats/compare.py'),
                                           'fastai_normstats.compare._missed': ('compare.html#_missed', 'fastai_normstats/compare.py'),
+                                          'fastai_normstats.compare._paired': ('compare.html#_paired', 'fastai_normstats/compare.py'),
                                           'fastai_normstats.compare._plot_differences': ( 'compare.html#_plot_differences',
                                                                                           'fastai_normstats/compare.py'),
                                           'fastai_normstats.compare._plot_losses': ( 'compare.html#_plot_losses',

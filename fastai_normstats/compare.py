@@ -141,13 +141,15 @@ def _tell(res, verbose):
         for w in sorted({w for r in mine for w in r.get('warnings', ())})[:3]: warnings.warn(f"{c}: {w}")
     if verbose: print(res.verdict)
 
-# %% ../nbs/10_compare.ipynb #86782ef9
+# %% ../nbs/10_compare.ipynb #2ee4f603
 def _intervals(self, name, metric):
     "The paired difference of `name` from the reference in a column of `runs`"
     wide = self.runs.pivot(index=['seed', 'fold'], columns='candidate', values=metric)
-    d = wide[name]-wide[self.reference]
-    ratio = np.mean([r['ratio'] for r in self.records])
-    return corrected_interval([] if any(_missed(self, name, metric)) else d.dropna(), ratio)
+    return _paired(self, wide[:0] if any(_missed(self, name, metric)) else wide, name)
+
+def _paired(self, wide, name):
+    "The paired difference of `name` from the reference, in a table of a row a pair and a column a candidate"
+    return corrected_interval((wide[name]-wide[self.reference]).dropna(), np.mean([r['ratio'] for r in self.records]))
 
 def _missed(self, name, metric):
     "How many runs of `name` and of the reference finished without a value for `metric`: its mean over the others would mislead"
@@ -225,7 +227,7 @@ def __repr__(self:Comparison):
 def _repr_html_(self:Comparison):
     return f"<p>{escape(self.verdict)}</p><p><small>{escape(self._note())}</small></p>{self.table().to_html(index=False, float_format='%.4g', na_rep='–', border=0)}"
 
-# %% ../nbs/10_compare.ipynb #fa5b6e95
+# %% ../nbs/10_compare.ipynb #98bbc75e
 def _pooled(self):
     "(seed, candidate) → classes and probabilities of the folds together: for candidates that finished all runs of some seed, the seeds where all of them did"
     whole = self.runs.groupby(['seed', 'candidate']).error.agg(lambda o: o.isna().all()).unstack()
@@ -255,7 +257,7 @@ def by_recall(self:Comparison,
         runs = {(o['candidate'], o['seed'], o['fold']): precision_at(o['y'], o['probs'], r) for o in self.records if not o.get('error')}
         wide = pd.DataFrame([(*k, v) for k,v in runs.items()], columns=['candidate', 'seed', 'fold', 'p']).pivot(index=['seed', 'fold'], columns='candidate', values='p').reindex(columns=self.candidates)
         for c in self.candidates:
-            i = corrected_interval((wide[c]-wide[self.reference]).dropna(), np.mean([o['ratio'] for o in self.records])) if c!=self.reference else None
+            i = _paired(self, wide, c) if c!=self.reference else None
             rows.append(dict(recall=r, candidate=c, precision=wide[c].mean(), diff=i and i.diff, ci_low=i and i.low, ci_high=i and i.high))
     return pd.DataFrame(rows).astype({c: float for c in ('diff', 'ci_low', 'ci_high')})
 
