@@ -192,6 +192,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_normstats.guards._cut': ('guards.html#_cut', 'fastai_normstats/guards.py'),
                                          'fastai_normstats.guards._each': ('guards.html#_each', 'fastai_normstats/guards.py'),
                                          'fastai_normstats.guards._loading': ('guards.html#_loading', 'fastai_normstats/guards.py'),
+                                         'fastai_normstats.guards._off_scale': ('guards.html#_off_scale', 'fastai_normstats/guards.py'),
                                          'fastai_normstats.guards._raw': ('guards.html#_raw', 'fastai_normstats/guards.py'),
                                          'fastai_normstats.guards._said': ('guards.html#_said', 'fastai_normstats/guards.py'),
                                          'fastai_normstats.guards._spans': ('guards.html#_spans', 'fastai_normstats/guards.py'),

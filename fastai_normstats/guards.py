@@ -6,7 +6,7 @@
 __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'background', 'off_range', 'after_normalize', 'twice',
            'less_than_a_batch', 'clipped', 'check_images', 'check_loader']
 
-# %% ../nbs/05_guards.ipynb #c9891bb0
+# %% ../nbs/05_guards.ipynb #ba372d0c
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .measure import _item_at, _unwrapped, handful
 from .models import IMAGENET
 from .policy import _constant_text, _ends_of, _num, _on
 
-# %% ../nbs/05_guards.ipynb #a27caaf7
+# %% ../nbs/05_guards.ipynb #173edc34
 def already_normalised(
     m  # `RunningStats` of the images before normalisation
 )->str|None:
@@ -44,7 +44,7 @@ def _spans(m, lo, hi):
 
 def _each(v): return ', '.join(dict.fromkeys(_num(o) for o in v.tolist()))
 
-# %% ../nbs/05_guards.ipynb #a76a2409
+# %% ../nbs/05_guards.ipynb #ede1b643
 def unscaled(m)->str|None:
     "8-bit images that nobody divided by 255?"
     lo,hi = _ends_of(m)
@@ -63,7 +63,7 @@ def constant(m)->str|None:
     "A channel that carries nothing?"
     return _constant_text(m)
 
-# %% ../nbs/05_guards.ipynb #b08bede9
+# %% ../nbs/05_guards.ipynb #e68c896a
 def background(m)->str|None:
     "One value at an end of the range that more than half of the pixels have?"
     total,found = m.hist.sum(1).clamp(min=1),[]
@@ -80,18 +80,28 @@ def background(m)->str|None:
     return (f"{share:.0%} of the pixels are background (value {_num(value)}): mean and std describe it more than the subject; "
             f"`mask=lambda x: x[:, :1]{'>' if black else '<'}{edge:.3g}` leaves it out")
 
-# %% ../nbs/05_guards.ipynb #99efbe53
+# %% ../nbs/05_guards.ipynb #505cfdd4
 def off_range(
     m,     # `RunningStats` of the images before normalisation
     stats  # `NormStats` to normalise them with, not measured on them
 )->str|None:
     "Numbers made for images on another range of values?"
-    if stats.name=='custom' or _on(m, stats.value_range, least=0.): return None
     (lo,hi),(a,b) = stats.value_range,_ends_of(m)
+    if stats.name=='custom': return _off_scale(m, stats, a, b)
+    if _on(m, stats.value_range, least=0.): return None
     return (f"the pixel values run from {_num(a)} to {_num(b)}, while the {stats.name} statistics are for images from {_num(lo)} to "
             f"{_num(hi)}: bring the images to that range, or use `stats='custom'`")
 
-# %% ../nbs/05_guards.ipynb #c91e5810
+# %% ../nbs/05_guards.ipynb #a3f13b56
+def _off_scale(m, stats, a, b, most=20):
+    "Numbers given by hand that leave hardly any contrast, or blow it up, in every channel"
+    if len(stats.std) not in (1, m.n_channels): return None
+    ratio = m.std/torch.tensor(stats.std, dtype=torch.float64)
+    if not (ratio>0).all() or not ((ratio<1/most).all() or (ratio>most).all()): return None
+    return (f"the pixel values run from {_num(a)} to {_num(b)} and have a std that is {_num(ratio.max().item())} of the one to divide by: "
+            "the numbers are for another range; give them in the units of the pixels (for images in [0, 1], those for 0–255 divided by 255)")
+
+# %% ../nbs/05_guards.ipynb #63ce193f
 def _acts_on_images(f):
     "Does transform `f` change images? What only knows other types does not"
     if getattr(f, 'encodes', None) is None: return False
@@ -119,7 +129,7 @@ def twice(
     names = ', '.join(type(f).__name__ if isinstance(f, Normalize) else f.name for f in found)
     return f"{len(found)} transforms normalise ({names}): keep one of them"
 
-# %% ../nbs/05_guards.ipynb #a1511590
+# %% ../nbs/05_guards.ipynb #e9f05782
 def less_than_a_batch(
     dl  # The training loader
 )->str|None:
@@ -128,7 +138,7 @@ def less_than_a_batch(
     return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete batches are dropped: "
             f"training would see none; use `bs={max(1, 2**(dl.n.bit_length()-1))}`")
 
-# %% ../nbs/05_guards.ipynb #b576ceee
+# %% ../nbs/05_guards.ipynb #92733a2c
 def _raw(file):
     "The values in an image file of more than 8 bits, `None` for others and for what Pillow does not read"
     try:
@@ -167,7 +177,7 @@ def clipped(
                 "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, e.g. with "
                 f"`{_remedy}` in place of `ImageBlock`")
 
-# %% ../nbs/05_guards.ipynb #4fc8bcbe
+# %% ../nbs/05_guards.ipynb #5b72c021
 def _said(*sentences): return [s for s in sentences if s]
 
 def check_images(

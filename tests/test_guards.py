@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits,load_sample_images
 from torchvision.transforms import v2
 
 from fastai_normstats.all import DatasetStats
-from fastai_normstats.guards import check_images
+from fastai_normstats.guards import check_images,off_range
 from fastai_normstats.models import IMAGENET
-from fastai_normstats.running import RunningStats
+from fastai_normstats.running import NormStats,RunningStats
 from helpers import image_folder
 
 small = dict(bs=4, num_workers=0)
@@ -261,3 +261,11 @@ def test_few_pixels_are_judged_leniently():
     assert len(check_images(m))==1
     m.complete = False
     assert not check_images(m)
+
+@pytest.mark.parametrize('scale,stats,said', [(1, 255, True), (1, 1/255, True), (255, 1, True), (255, 255, False), (1, 1, False), (1, 4, False), (4095, 4095, False)])
+def test_numbers_for_another_range(tmp_path, scale, stats, said):
+    "Given by hand, on pixels from 0 to `scale`: they leave no contrast, or far too much; numbers that merely differ are nobody's mistake"
+    images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))*scale
+    m = RunningStats(value_range=(0., float(scale))).update(images)
+    text = off_range(m, NormStats([.45*stats]*3, [.25*stats]*3))
+    assert (text is not None and 'for another range' in text)==said
