@@ -261,7 +261,7 @@ def by_recall(self:Comparison,
             rows.append(dict(recall=r, candidate=c, precision=wide[c].mean(), diff=i and i.diff, ci_low=i and i.low, ci_high=i and i.high))
     return pd.DataFrame(rows).astype({c: float for c in ('diff', 'ci_low', 'ci_high')})
 
-# %% ../nbs/10_compare.ipynb #6dc9e90d
+# %% ../nbs/10_compare.ipynb #4d47742c
 def _plot_differences(self, ax, names):
     "Paired differences from the reference with their 95 % intervals"
     shown,y = ['best_f1', 'f1', 'auroc', 'pr_auc'],0
@@ -276,6 +276,7 @@ def _plot_differences(self, ax, names):
         ticks.append(y-sum(k!=self.reference for k in names)/2-.5)
         y += .7
     ax.axvline(0, color=self._color(self.reference), lw=1)
+    ax.locator_params(axis='x', nbins=5)
     ax.set(yticks=ticks, yticklabels=shown, xlabel='difference from '+self.reference[:30].replace('$', r'\$')+', 95 % CI')
     ax.invert_yaxis()
 

@@ -18,10 +18,10 @@ from fastcore.basics import patch
 from .models import IMAGENET, NATURAL, _for_channels, _for_unit_range, is_imagenet, model_stats
 from .running import NormStats, RunningStats, _known
 
-# %% ../nbs/02_policy.ipynb #8e3d9fc2
+# %% ../nbs/02_policy.ipynb #ec0a669d
 @dataclass(frozen=True)
 class Policy:
-    "The thresholds of `choose_stats`"
+    "The thresholds of `choose_stats`: a heuristic, with no evidence for or against these numbers (notebook 23_evidence)"
     small:int=500      # Fewer training images than this: keep the model's statistics
     enough:int=2000    # From this many on: use the data's own, if they differ at all
     similar:float=0.1  # Largest shift (in σ of the model's std) and log ratio of the stds that counts as no difference
