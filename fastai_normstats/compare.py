@@ -26,8 +26,9 @@ from .policy import _write_json
 from .runs import Store, _format, candidates_of, gather, jobs_of, plan_of, run_all
 from .scores import _each, _rates, corrected_interval, precision_at, scores
 
-# %% ../nbs/10_compare.ipynb #860980ce
-_run_cols = ['candidate', 'seed', 'fold', 'best_f1', 'f1', 'auroc', 'pr_auc', 'valid_loss', 'epochs_to_ref', 'seconds', 'error', 'n_train', 'n_valid']
+# %% ../nbs/10_compare.ipynb #424f62ed
+_run_cols = ['candidate', 'seed', 'fold', 'best_f1', 'f1', 'auroc', 'pr_auc', 'valid_loss', 'epochs_to_ref', 'seconds', 'error',
+             'n_train', 'n_valid']
 
 def _first_at(losses, goal):
     "The epoch, from 1, after which the loss was first at `goal` or below; NaN if never"
@@ -49,7 +50,8 @@ class Comparison:
     ):
         self.records,self.setup = records,setup
         self.candidates,self.classes = setup['candidates'],setup['classes']
-        best = {(r['seed'], r['fold']): min((v for v in r['losses'] if v==v), default=math.nan) for r in records if r['candidate']==self.reference and not r.get('error')}
+        reference = [r for r in records if r['candidate']==self.reference and not r.get('error')]
+        best = {(r['seed'], r['fold']): min((v for v in r['losses'] if v==v), default=math.nan) for r in reference}
         rows = [_row(r, best.get((r['seed'], r['fold']), math.nan)) for r in records]
         more = sorted({k for r in records for k in r.get('metrics', {})})
         self.metrics = [*_run_cols[3:10], *more]
@@ -95,15 +97,19 @@ def compare_stats(
     _tell(res, verbose)
     return res
 
-# %% ../nbs/10_compare.ipynb #14977575
+# %% ../nbs/10_compare.ipynb #4369b5c5
 def _check_arguments(seeds, folds, epochs, learner, fit, metrics, folder):
     "The seeds; refuses what cannot be run"
     def whole(name, v, least):
-        if isinstance(v, bool) or not isinstance(v, Integral) or v<least: raise ValueError(f"`{name}` must be a whole number from {least}, got {v!r}")
-    if metrics is not None and not isinstance(metrics, Mapping): raise TypeError(f"`metrics` must be a dict, name → function of (y, p), got {type(metrics).__name__}")
-    if twice := sorted({*(metrics or {})} & {*_run_cols}): raise ValueError(f"`metrics` has {twice[0]!r}, which is there already: use another name")
+        if isinstance(v, bool) or not isinstance(v, Integral) or v<least:
+            raise ValueError(f"`{name}` must be a whole number from {least}, got {v!r}")
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"`metrics` must be a dict, name → function of (y, p), got {type(metrics).__name__}")
+    if twice := sorted({*(metrics or {})} & {*_run_cols}):
+        raise ValueError(f"`metrics` has {twice[0]!r}, which is there already: use another name")
     for k,f in dict(learner=learner, fit=fit, **(metrics or {})).items():
-        if not callable(f) or isinstance(f, Learner): raise TypeError(f"`{k}` must be a function{' from loaders to a new Learner' if k=='learner' else ''}, got a {type(f).__name__}")
+        if not callable(f) or isinstance(f, Learner):
+            raise TypeError(f"`{k}` must be a function{' from loaders to a new Learner' if k=='learner' else ''}, got a {type(f).__name__}")
     whole('epochs', epochs, 1)
     if folds is not None: whole('folds', folds, 2)
     if not hasattr(seeds, '__len__'): whole('seeds', seeds, 1)
@@ -111,7 +117,8 @@ def _check_arguments(seeds, folds, epochs, learner, fit, metrics, folder):
     for s in seeds: whole('seeds', s, 0)
     seeds = [int(s) for s in seeds]
     if len({*seeds})<max(1, len(seeds)): raise ValueError(f"`seeds` must be different numbers, got {seeds}")
-    if folder is not None and (str(folder)=='' or Path(folder).expanduser().is_file()): raise ValueError(f"`folder` must be a folder, {f'{folder} is a file' if folder else 'got an empty name'}")
+    if folder is not None and (str(folder)=='' or Path(folder).expanduser().is_file()):
+        raise ValueError(f"`folder` must be a folder, {f'{folder} is a file' if folder else 'got an empty name'}")
     return seeds
 
 def _is_flipped(classes, positive):
@@ -137,11 +144,13 @@ def _tell(res, verbose):
     "Say what went wrong, what the guards said, and the verdict"
     for c in res.candidates:
         mine = [r for r in res.records if r['candidate']==c]
-        if bad := [r for r in mine if r.get('error')]: warnings.warn(f"{len(bad)} of {len(mine)} runs of {c} failed, the first with {bad[0]['error']}")
-        for w in sorted({w for r in mine for w in r.get('warnings', ())})[:3]: warnings.warn(f"{c}: {w}")
+        if bad := [r for r in mine if r.get('error')]:
+            warnings.warn(f"{len(bad)} of {len(mine)} runs of {c} failed, the first with {bad[0]['error']}")
+        said = {re.sub(r'[\d.,]+', '', w): w for r in mine for w in r.get('warnings', ())}  # once, whatever the numbers of a fold
+        for w in said.values(): warnings.warn(f"{c}: {w}")
     if verbose: print(res.verdict)
 
-# %% ../nbs/10_compare.ipynb #2ee4f603
+# %% ../nbs/10_compare.ipynb #0ee7f383
 def _intervals(self, name, metric):
     "The paired difference of `name` from the reference in a column of `runs`"
     wide = self.runs.pivot(index=['seed', 'fold'], columns='candidate', values=metric)
@@ -163,9 +172,9 @@ def table(self:Comparison,
     rows = []
     for m in self._known(metrics):
         for c in self.candidates:
-            i = _intervals(self, c, m) if c!=self.reference else None
-            rows.append(dict(metric=m, candidate=c, mean=self.runs[(self.runs.candidate==c) & self.runs.error.isna()][m].mean(skipna=False), diff=i and i.diff, ci_low=i and i.low,
-                             ci_high=i and i.high, detectable=i and i.detectable, n=i.n if i else int(self.runs[self.runs.candidate==c][m].notna().sum())))
+            i,values = _intervals(self, c, m) if c!=self.reference else None,self.runs[(self.runs.candidate==c) & self.runs.error.isna()][m]
+            rows.append(dict(metric=m, candidate=c, mean=values.mean(skipna=False), diff=i and i.diff, ci_low=i and i.low, ci_high=i and i.high,
+                             detectable=i and i.detectable, n=i.n if i else int(values.notna().sum())))
     floats = ['mean', 'diff', 'ci_low', 'ci_high', 'detectable']
     return pd.DataFrame(rows).astype({c: float for c in floats})
 
@@ -176,7 +185,7 @@ def _known(self:Comparison, metrics):
     if bad := [m for m in metrics if m not in self.metrics]: raise ValueError(f"no metric {bad[0]!r}: there are {', '.join(self.metrics)}")
     return metrics
 
-# %% ../nbs/10_compare.ipynb #805f01f9
+# %% ../nbs/10_compare.ipynb #a1fb905b
 _higher,_lower = ('best_f1', 'f1', 'auroc', 'pr_auc'),('valid_loss', 'epochs_to_ref', 'seconds')  # is better
 
 def _sentence(self, name, metric):
@@ -187,9 +196,11 @@ def _sentence(self, name, metric):
     pairs,num = f"{i.n} pair{'s'*(i.n!=1)} of runs",f"{metric} {i.diff:+.3f}"
     if i.n<2: return f"one pair of runs says nothing of chance ({name} against {ref}: {num}): raise `seeds` or `folds`"
     if i.low==i.high==0: return f"no difference at all between {name} and {ref} ({num} in each of {pairs})"
-    if i.low==i.high: return f"{num} between {name} and {ref} in each of {pairs}: what chance leaves of that cannot be told from equal numbers, give more `seeds` or `folds`"
+    if i.low==i.high:
+        return f"{num} between {name} and {ref} in each of {pairs}: what chance leaves of that cannot be told from equal numbers, give more `seeds` or `folds`"
     num += f" (95 % CI {i.low:+.3f} to {i.high:+.3f}, {pairs})"
-    if i.low<=0<=i.high: return f"no difference seen between {name} and {ref}: {num}; a true one of {i.detectable:.3f} would have been seen four times out of five"
+    if i.low<=0<=i.high:
+        return f"no difference seen between {name} and {ref}: {num}; a true one of {i.detectable:.3f} would have been seen four times out of five"
     better,worse = ('better', 'worse') if metric in _higher else ('worse', 'better') if metric in _lower else ('higher', 'lower')
     return f"{name} is {better if i.diff>0 else worse} than {ref}: {num}"
 
@@ -202,9 +213,11 @@ def verdict_on(self:Comparison,
     self._known(metric)
     said = [_sentence(self, c, metric) for c in self.candidates[1:]]
     k = len(said)
-    if k>1 and any(re.search(' is (better|worse|higher|lower) than ', s) for s in said): said.append(f"of {k} comparisons at 95 % each, chance alone shows a difference in up to {1-.95**k:.0%} of cases")
+    if k>1 and any(re.search(' is (better|worse|higher|lower) than ', s) for s in said):
+        said.append(f"of {k} comparisons at 95 % each, chance alone shows a difference in up to {1-.95**k:.0%} of cases")
     if self.runs.error.notna().any(): said.append(f"{self.runs.error.notna().sum()} of {len(self.runs)} runs failed (column `error`)")
-    if idle := sum(r.get('trained') is False for r in self.records): said.append(f"in {idle} of {len(self.runs)} runs no weight changed: check `fit`, and that a training split fills a batch (`bs`)")
+    if idle := sum(r.get('trained') is False for r in self.records):
+        said.append(f"in {idle} of {len(self.runs)} runs no weight changed: check `fit`, and that a training split fills a batch (`bs`)")
     if self.setup['n_splits']==1: said.append("all runs share one split, so that nothing is said of other validation images: give `folds`")
     return '. '.join(s[0].upper()+s[1:] if s.startswith(('no ', 'nothing ', 'one ', 'of ', 'all ', 'in ')) else s for s in said)+'.'
 
@@ -227,7 +240,7 @@ def __repr__(self:Comparison):
 def _repr_html_(self:Comparison):
     return f"<p>{escape(self.verdict)}</p><p><small>{escape(self._note())}</small></p>{self.table().to_html(index=False, float_format='%.4g', na_rep='–', border=0)}"
 
-# %% ../nbs/10_compare.ipynb #98bbc75e
+# %% ../nbs/10_compare.ipynb #6e45ada5
 def _pooled(self):
     "(seed, candidate) → classes and probabilities of the folds together: for candidates that finished all runs of some seed, the seeds where all of them did"
     whole = self.runs.groupby(['seed', 'candidate']).error.agg(lambda o: o.isna().all()).unstack()
@@ -255,13 +268,14 @@ def by_recall(self:Comparison,
     for r in [recalls] if isinstance(recalls, Real) else recalls:
         if not 0<r<=1: raise ValueError(f"`recalls` must lie above 0 and up to 1, got {r}")
         runs = {(o['candidate'], o['seed'], o['fold']): precision_at(o['y'], o['probs'], r) for o in self.records if not o.get('error')}
-        wide = pd.DataFrame([(*k, v) for k,v in runs.items()], columns=['candidate', 'seed', 'fold', 'p']).pivot(index=['seed', 'fold'], columns='candidate', values='p').reindex(columns=self.candidates)
+        wide = pd.DataFrame([(*k, v) for k,v in runs.items()], columns=['candidate', 'seed', 'fold', 'p'])
+        wide = wide.pivot(index=['seed', 'fold'], columns='candidate', values='p').reindex(columns=self.candidates)
         for c in self.candidates:
             i = _paired(self, wide, c) if c!=self.reference else None
             rows.append(dict(recall=r, candidate=c, precision=wide[c].mean(), diff=i and i.diff, ci_low=i and i.low, ci_high=i and i.high))
     return pd.DataFrame(rows).astype({c: float for c in ('diff', 'ci_low', 'ci_high')})
 
-# %% ../nbs/10_compare.ipynb #4d47742c
+# %% ../nbs/10_compare.ipynb #2e70e511
 def _plot_differences(self, ax, names):
     "Paired differences from the reference with their 95 % intervals"
     shown,y = ['best_f1', 'f1', 'auroc', 'pr_auc'],0
@@ -314,7 +328,8 @@ def plot(self:Comparison,
     "Paired differences with intervals, validation loss by epoch, and precision over recall; returns the axes"
     import matplotlib.pyplot as plt
     names = self.candidates if candidates is None else [candidates] if isinstance(candidates, str) else list(candidates)
-    if bad := [k for k in names if k not in self.candidates]: raise ValueError(f"no candidate {bad[0]!r}: there are {', '.join(self.candidates)}")
+    if bad := [k for k in names if k not in self.candidates]:
+        raise ValueError(f"no candidate {bad[0]!r}: there are {', '.join(self.candidates)}")
     fig,axs = plt.subplots(1, 3, figsize=figsize or (13, 3.6), layout='constrained')
     for draw,ax in zip((_plot_differences, _plot_losses, _plot_precision), axs):
         draw(self, ax, names)

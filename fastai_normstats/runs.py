@@ -33,10 +33,11 @@ from .running import NormStats
 from .stable import digest, stable
 from .transform import DatasetStats
 
-# %% ../nbs/10_runs.ipynb #5577ab0f
+# %% ../nbs/10_runs.ipynb #fa4db2ef
 def _classes_of(dsets):
     "The class of each item as a whole number, and the names of the classes; labels are asked, images are not opened"
-    if len(dsets.tls)-dsets.n_inp!=1: raise TypeError(f"compare_stats needs one target an image, got {len(dsets.tls)-dsets.n_inp}: e.g. `CategoryBlock` as the last block")
+    if len(dsets.tls)-dsets.n_inp!=1:
+        raise TypeError(f"compare_stats needs one target an image, got {len(dsets.tls)-dsets.n_inp}: e.g. `CategoryBlock` as the last block")
     tl = dsets.tls[dsets.n_inp]
     y = [torch.as_tensor(tl[i]) for i in range(len(tl))]
     if any(o.numel()!=1 or o.is_floating_point() or o.dtype==torch.bool for o in y):
@@ -54,7 +55,8 @@ def _groups_of(items, groups):
     if isinstance(groups, Mapping): groups = groups.get
     if callable(groups): res = [groups(_item_at(items, i)) for i in range(n)]
     elif isinstance(groups, str):
-        if not (hasattr(items, 'iloc') and groups in items): raise ValueError(f"`groups` must be a function from an item to its group, or a column, got {groups!r}")
+        if not (hasattr(items, 'iloc') and groups in items):
+            raise ValueError(f"`groups` must be a function from an item to its group, or a column, got {groups!r}")
         res = list(items[groups])
     else: res = list(groups)
     if len(res)!=n: raise ValueError(f"`groups` must say one group an item, got {len(res):,} for {n:,} items")
@@ -62,7 +64,7 @@ def _groups_of(items, groups):
     if none is not None: raise ValueError(f"`groups` says no group ({res[none]!r}) of {_item_at(items, none)}")
     return np.unique([str(g) for g in res], return_inverse=True)[1]
 
-# %% ../nbs/10_runs.ipynb #f396b987
+# %% ../nbs/10_runs.ipynb #960e186a
 @dataclass
 class Data:
     "What all runs share"
@@ -87,7 +89,8 @@ def gather(
     loaders:dict={}    # Keywords of `dataloaders`
 )->Data:
     "Ask the block for its items and their classes"
-    if not isinstance(dblock, DataBlock): raise TypeError(f"compare_stats needs a DataBlock, from which it makes loaders anew for every run, got {type(dblock).__name__}")
+    if not isinstance(dblock, DataBlock):
+        raise TypeError(f"compare_stats needs a DataBlock, from which it makes loaders anew for every run, got {type(dblock).__name__}")
     items,block = (dblock.get_items or (lambda o: o))(source),copy(dblock)
     if not len(items): raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file endings?)")
     block.get_items = None
@@ -97,7 +100,7 @@ def gather(
     y,classes = _classes_of(everything.datasets(items))
     return Data(block, items, y, classes, None if groups is None else _groups_of(items, groups), loaders)
 
-# %% ../nbs/10_runs.ipynb #0e02bd6c
+# %% ../nbs/10_runs.ipynb #fd5220a5
 def _splits(data, seed, folds):
     "(train, valid) a fold, each a list of places among the items"
     if folds is None:
@@ -116,15 +119,18 @@ def _check_split(data, train, valid, where, folds=None):
             how = "use fewer of them, or leave the class out" if folds else "use `folds`, which keep the shares of the classes, or leave the class out"
             raise ValueError(f"{where} has no {part} image of class {lack[0]!r}, which has {(data.y==data.classes.index(lack[0])).sum():,} in all: {how}")
     def names(idxs): return {str(_item_at(data.items, i)) if not hasattr(data.items, 'iloc') else i for i in idxs}
-    if both := names(train) & names(valid): raise ValueError(f"{where} has {min(both)} in training and in validation: validation would know what it asks (an item listed twice?)")
+    if both := names(train) & names(valid):
+        raise ValueError(f"{where} has {min(both)} in training and in validation: validation would know what it asks (an item listed twice?)")
 
 def _fewer(data, train, n, seed):
     "`n` of the images in `train`, with the classes' shares kept"
     if n is None: return train
-    if isinstance(n, bool) or not isinstance(n, int) or not len(data.classes)<=n<=len(train)-len(data.classes): raise ValueError(f"`train_size` must be a whole number from the {len(data.classes)} classes to {len(train)-len(data.classes):,}, of the {len(train):,} training images, got {n!r}")
+    if isinstance(n, bool) or not isinstance(n, int) or not len(data.classes)<=n<=len(train)-len(data.classes): 
+        raise ValueError(f"`train_size` must be a whole number from the {len(data.classes)} classes to {len(train)-len(data.classes):,}, "
+                         f"of the {len(train):,} training images, got {n!r}")
     return sorted(train_test_split(train, train_size=n, stratify=data.y[train], random_state=seed)[0])
 
-# %% ../nbs/10_runs.ipynb #be65a4a5
+# %% ../nbs/10_runs.ipynb #f4e3f08a
 def _name_of(c):
     "What to call a candidate that was given without a name"
     if isinstance(c, str): return c
@@ -138,11 +144,13 @@ def candidates_of(
 )->dict:
     "A recipe a candidate, by name; refuses what `DatasetStats` would"
     if isinstance(stats, (str, NormStats, StatsChoice)): stats = [stats]
-    if not isinstance(stats, (Mapping, list, tuple)): raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, got {type(stats).__name__}")
+    if not isinstance(stats, (Mapping, list, tuple)):
+        raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, got {type(stats).__name__}")
     named = list(stats.items()) if isinstance(stats, Mapping) else [(_name_of(c), c) for c in stats]
     names = [str(k) for k,_ in named]
     if len(names)<2: raise ValueError(f"`stats` must hold at least two candidates, got {names}: e.g. stats=('imagenet', 'custom')")
-    if twice := sorted({k for k in names if names.count(k)>1}): raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")
+    if twice := sorted({k for k in names if names.count(k)>1}):
+        raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")
     return {str(k): DatasetStats(stats=c, verbose=False, **own) for k,c in named}
 
 def _spec(recipe):
@@ -180,26 +188,29 @@ class _Losses(Callback):
     def after_validate(self):
         if self.trained and self.n: self.values.append(self.total/self.n)  # validating alone is an epoch to fastai, too
 
-# %% ../nbs/10_runs.ipynb #09731c17
+# %% ../nbs/10_runs.ipynb #d46472b9
 def _check_learner(learn, dls, choice):
     "Refuse a learner that would not train on these loaders as they are normalised"
     if not isinstance(learn, Learner): raise TypeError(f"`learner` must return a Learner, got {type(learn).__name__}")
     if learn.dls is not dls: raise ValueError("`learner` must train on the loaders that it is given: its Learner has others")
     for dl in dls.loaders:
         n = sum(isinstance(f, Normalize) for f in dl.after_batch.fs)
-        if n!=1 or not _same(used_stats(dl), choice.stats): raise ValueError("`learner` changed the normalisation of its loaders: leave that to the candidates")
+        if n!=1 or not _same(used_stats(dl), choice.stats):
+            raise ValueError("`learner` changed the normalisation of its loaders: leave that to the candidates")
 
 def _weights(model):
     "A digest of all that a network starts from"
     res = hashlib.sha256()
-    for k,v in model.state_dict().items(): res.update(k.encode()), res.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if torch.is_tensor(v) else repr(v).encode())
+    for k,v in model.state_dict().items():
+        res.update(k.encode())
+        res.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if torch.is_tensor(v) else repr(v).encode())
     return res.hexdigest()[:32]
 
 def _activation(loss):
     "What turns the numbers that a loss of PyTorch's takes into probabilities"
     name = getattr(loss, '__name__', type(loss).__name__).lower().replace('_', '').removesuffix('loss')
-    known = {'crossentropy': lambda p: p.softmax(1), 'bcewithlogits': torch.sigmoid, 'binarycrossentropywithlogits': torch.sigmoid, 'nll': torch.exp, 'bce': lambda p: p,
-             'binarycrossentropy': lambda p: p}
+    known = {'crossentropy': lambda p: p.softmax(1), 'bcewithlogits': torch.sigmoid, 'binarycrossentropywithlogits': torch.sigmoid,
+             'nll': torch.exp, 'bce': lambda p: p, 'binarycrossentropy': lambda p: p}
     if name in known: return known[name]
     raise ValueError(f"loss function {name!r} does not say how predictions become probabilities: use one of fastai's (`CrossEntropyLossFlat`…), or give it an `activation`")
 
@@ -211,7 +222,8 @@ def _probabilities(learn, n_classes):
     if not hasattr(learn.loss_func, 'activation'): p = _activation(learn.loss_func)(p)
     if p.shape[1]==1: p = torch.cat([1-p, p], 1)
     if p.shape[1]!=n_classes: raise ValueError(f"the learner gives {p.shape[1]} numbers an image for {n_classes} classes: check `n_out`")
-    if (p<0).any() or (p.sum(1)-1).abs().max()>1e-3: raise ValueError("the predictions are no probabilities of one class an image: check the loss function's `activation`")
+    if (p<0).any() or (p.sum(1)-1).abs().max()>1e-3:
+        raise ValueError("the predictions are no probabilities of one class an image: check the loss function's `activation`")
     return p.float().numpy(),y.flatten().numpy()
 
 def _train(data, job, starts, learner, fit, epochs, own):
@@ -233,10 +245,13 @@ def _train(data, job, starts, learner, fit, epochs, own):
     with tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging():
         learn.path,learn.model_dir = Path(folder),'models'  # no run finds what a callback saved in another
         fit(learn, epochs)
-        if losses.values and np.isnan(losses.values).all(): raise ValueError("the validation loss was never a number: the training diverged")
+        if losses.values and np.isnan(losses.values).all():
+            raise ValueError("the validation loss was never a number: the training diverged")
         p,y = _probabilities(learn, len(data.classes))
-    if not np.array_equal(y, data.y[job.valid]): raise ValueError("the validation loader gave other classes than the DataBlock: check its order and labels")
-    return dict(stats=[*map(list, choice.stats)], rule=choice.rule, weights=start, trained=_weights(learn.model)!=start, warnings=[str(w.message) for w in said if issubclass(w.category, UserWarning)],
+    if not np.array_equal(y, data.y[job.valid]):
+        raise ValueError("the validation loader gave other classes than the DataBlock: check its order and labels")
+    return dict(stats=[*map(list, choice.stats)], rule=choice.rule, weights=start, trained=_weights(learn.model)!=start,
+                warnings=[str(w.message) for w in said if issubclass(w.category, UserWarning)],
                 losses=losses.values, seconds=time.time()-began, y=y.tolist(), probs=[[float(str(v)) for v in row] for row in p])
 
 def _reason(e):
@@ -270,7 +285,7 @@ def jobs_of(
             res += [Job(name, recipe, seed, fold, train, valid, ratio) for name,recipe in recipes.items()]
     return res
 
-# %% ../nbs/10_runs.ipynb #81a20a76
+# %% ../nbs/10_runs.ipynb #f6ddde56
 _format,_unknown = 'fastai_normstats.Comparison','unknown'
 
 def plan_of(
@@ -312,7 +327,8 @@ class Store:
         "Refuse a folder that holds something else"
         try: d = json.loads(file.read_text(encoding='utf-8'))
         except ValueError as e: raise ValueError(f"cannot read {file} ({e}): give another `folder`") from e
-        if not isinstance(d, dict) or d.get('format')!=_format or not isinstance(d.get('plan'), dict): raise ValueError(f"{file} is not of a comparison: give another `folder`")
+        if not isinstance(d, dict) or d.get('format')!=_format or not isinstance(d.get('plan'), dict):
+            raise ValueError(f"{file} is not of a comparison: give another `folder`")
         if other := [k for k,v in plan.items() if d['plan'].get(k)!=v and _unknown not in (v, d['plan'].get(k))]:
             raise ValueError(f"{self.folder} holds runs of another comparison (different: {', '.join(other)}): give another `folder`")
 
@@ -326,7 +342,8 @@ class Store:
             if res.get('error') or res['split']!=job.split: return None
             if lack := [k for k in ('losses', 'probs', 'y', 'seconds', 'ratio') if k not in res]: raise ValueError(f'it lacks {lack[0]!r}')
             return res | dict(candidate=job.candidate)
-        except (OSError, ValueError, KeyError, AttributeError) as e: warnings.warn(f"cannot use {self._file(job)} ({_first_line(e)}): this run is made again")
+        except (OSError, ValueError, KeyError, AttributeError) as e:
+            warnings.warn(f"cannot use {self._file(job)} ({_first_line(e)}): this run is made again")
 
     def put(self, job, record):
         "Keep `record`; a warning where that cannot be done"

@@ -356,7 +356,7 @@ def test_a_run_that_diverges_is_said(folder):
 
 def test_full_disk_costs_no_run(folder, tmp_path, monkeypatch):
     def full(path, d): raise OSError(28, 'No space left on device')
-    c = compared(folder, seeds=1, folder=tmp_path)
+    compared(folder, seeds=1, folder=tmp_path)
     monkeypatch.setattr('fastai_normstats.runs._write_json', full)
     with pytest.warns(UserWarning, match='cannot keep a finished run'): d = compared(folder, seeds=2, folder=tmp_path)
     assert d.runs.error.isna().all() and len(d.runs)==4

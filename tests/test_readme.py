@@ -1,5 +1,5 @@
 "What the README shows can be run, and what it quotes is what comes out"
-import re, warnings
+import re
 from pathlib import Path
 
 import pandas as pd
