@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CliError', 'main']
 
-# %% ../nbs/11_cli.ipynb #0b0ab499
+# %% ../nbs/11_cli.ipynb #9bd39c0a
 import argparse, os, sys, tempfile, warnings
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/11_cli.ipynb #dd68ddfc
@@ -194,7 +195,16 @@ def _cmd_demo(args):
         args.no_cache = True  # this folder will not be seen again
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #f629ddcc
+# %% ../nbs/11_cli.ipynb #c0a846ea
+@contextmanager
+def _printed_warnings():
+    "The user's warnings of what is done here, printed a line each once it is done"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always', UserWarning)
+        yield
+    for w in said:
+        if issubclass(w.category, UserWarning): print(f"warning: {w.message}")
+
 def _size_of(choice, args):
     "The side of the squares that images are brought to"
     size = choice.provenance.get('image_size')
@@ -218,10 +228,8 @@ def _cmd_check(args):
     dls.fit_stats(stats=choice, cache=False, verbose=False)
     by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
     against = 'used' if choice.measured is None else 'train'
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter('always', UserWarning)
+    with _printed_warnings():
         df = dls.check_stats(dls.train, by=by, against=against, tol=args.tol, verbose=sys.stdout.isatty())
-    for w in said: print(f"warning: {w.message}")
     return _print_check(df, choice, args, len(items))
 
 _plain = ('create', 'Resize', 'ToTensor', 'IntToFloatTensor')  # what `check` does to images as well
@@ -268,7 +276,7 @@ def _print_stats(name, s, row):
     print(f"{name}{f' ({s.domain})' if s.domain else ''}\nmean:   {_nums(s.mean)}\nstd:    {_nums(s.std)}\n"
           f"for:    images from {s.value_range[0]:g} to {s.value_range[1]:g}, {len(s.mean)} channel{'s'*(len(s.mean)!=1)}{size}\nsource: {s.source}")
 
-# %% ../nbs/11_cli.ipynb #fc4c760a
+# %% ../nbs/11_cli.ipynb #6090ff6c
 def _builder(name, pretrained):
     "The torchvision function called `name`; its weights are there, or fetched now, before the first run"
     from difflib import get_close_matches
@@ -313,12 +321,10 @@ def _cmd_compare(args):
     _check_outputs(args.out, args.plot)
     classes = Counter(f.parent.name for f in items)
     print(f"{len(items):,} images in {args.path}: {', '.join(f'{n:,} {k}' for k,n in sorted(classes.items()))}", flush=True)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter('always', UserWarning)
+    kept = f"finished runs are kept in {args.folder}" if args.folder else 'nothing was kept (see `--folder`)'
+    with _printed_warnings():
         try: res = _compare(args, items)
-        except KeyboardInterrupt as e: raise KeyboardInterrupt(f"finished runs are kept in {args.folder}" if args.folder else 'nothing was kept (see `--folder`)') from e
-    for w in said:
-        if issubclass(w.category, UserWarning): print(f"warning: {w.message}")
+        except KeyboardInterrupt as e: raise KeyboardInterrupt(kept) from e
     print(res)
     if args.out: print(f"saved: {res.save(args.out)}")
     if res.runs.error.notna().all(): raise CliError(f"no run finished, the first failed with {res.runs.error.iloc[0]}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['used_stats']
 
-# %% ../nbs/08_drift.ipynb #436907ad
+# %% ../nbs/08_drift.ipynb #eedc7259
 import math, os, warnings
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .models import IMAGENET, NormalisesInside, _for_channels, model_stats
 from .policy import Policy, _difference, _divisor, _fitting, _lives_on
 from .running import NormStats
 
-# %% ../nbs/08_drift.ipynb #fd7d40c5
+# %% ../nbs/08_drift.ipynb #3999abe2
 def _normalize_in(dl):
     "The Normalize among the batch transforms of `dl`, `None` where there is none"
     return next((f for f in _unwrapped(dl).after_batch.fs if isinstance(f, Normalize)), None)
@@ -42,7 +42,7 @@ def _same(a, b):
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     return all(len(x)==len(y) and all(math.isclose(*o, rel_tol=1e-5, abs_tol=1e-7) for o in zip(x, y)) for x,y in zip(a, b))
 
-# %% ../nbs/08_drift.ipynb #e7f10920
+# %% ../nbs/08_drift.ipynb #4c10c529
 def _rows(m, used, training, policy):
     "A dict a channel: how measured images `m` differ from the statistics `used`, which rest on `training` where they were measured"
     shift,ratio,shift_se,ratio_se = _difference(m, used)
@@ -86,18 +86,21 @@ def _files_in(path):
     if not (items := get_image_files(path)): raise ValueError(f"no images in {path}")
     return items
 
+def _of_each(items, by, name):
+    "What function or column `by`, an argument called `name`, says of each item"
+    if not isinstance(by, str): return [by(_item_at(items, i)) for i in range(len(items))]
+    if hasattr(items, 'iloc') and by in items: return list(items[by])
+    raise ValueError(f"`{name}` must be a function from an item to its group, or a column, got {by!r}")
+
 def _groups(dl, by):
     "Indices of the items of `dl`, by what function or column `by` says of each"
     items,res = getattr(_unwrapped(dl).dataset, 'items', None),{}
     if items is None: raise TypeError(f"`by` needs a dataset with `items`, got {type(_unwrapped(dl).dataset).__name__}")
-    if isinstance(by, str) and not (hasattr(items, 'iloc') and by in items): raise ValueError(f"`by` must be a function from an item to its group, or a column, got {by!r}")
-    for i in range(len(items)):
-        item = _item_at(items, i)
-        key = item[by] if isinstance(by, str) else by(item)
+    for i,key in enumerate(_of_each(items, by, 'by')):
         res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res
 
-# %% ../nbs/08_drift.ipynb #944c7fe5
+# %% ../nbs/08_drift.ipynb #596b2f5c
 @patch
 def check_stats(self:DataLoaders,
     dl=None,              # A loader, a folder or items; `None`: the validation loader
@@ -136,7 +139,7 @@ def _other_channels(m, used):
     return (f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the statistics in use {len(used.mean)}: load images of "
             f"{len(used.mean)} channels")
 
-# %% ../nbs/08_drift.ipynb #749e2543
+# %% ../nbs/08_drift.ipynb #02be6561
 def _expected(learn, model):
     "What the model of `learn` expects, and its name; the error instead where nobody knows or it normalises inside"
     arch = getattr(learn, 'arch', None) if model is None else model
@@ -157,7 +160,7 @@ def _disagreement(used, want, choice, name):
 
 def _numbers(s): return ' / '.join('('+', '.join(f'{v:.4g}' for v in o)+')' for o in s)
 
-# %% ../nbs/08_drift.ipynb #5e8fc1ba
+# %% ../nbs/08_drift.ipynb #ff81a156
 @patch
 def check_stats(self:Learner,
     model=None,        # What `model_stats` takes, where `learn.arch` does not say it (other `weights`, a network of your own)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Data', 'gather', 'candidates_of', 'Job', 'jobs_of', 'plan_of', 'Store', 'run_all']
 
-# %% ../nbs/10_runs.ipynb #4c71165c
+# %% ../nbs/10_runs.ipynb #7dd45a5b
 import gc, hashlib, json, tempfile, time, traceback, warnings
 from collections.abc import Mapping
 from copy import copy, deepcopy
@@ -26,14 +26,14 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 
 from .block import KeptSplit, _without_stats
 from .cache import disk_key
-from .drift import _same, used_stats
+from .drift import _of_each, _same, used_stats
 from .measure import _first_line, _item_at
 from .policy import StatsChoice, _write_json
 from .running import NormStats
 from .stable import digest, stable
 from .transform import DatasetStats
 
-# %% ../nbs/10_runs.ipynb #fa4db2ef
+# %% ../nbs/10_runs.ipynb #675a68b7
 def _classes_of(dsets):
     "The class of each item as a whole number, and the names of the classes; labels are asked, images are not opened"
     if len(dsets.tls)-dsets.n_inp!=1:
@@ -53,18 +53,13 @@ def _groups_of(items, groups):
     if isinstance(groups, pd.Series) and not (hasattr(items, 'iloc') and groups.index.equals(items.index)):
         raise ValueError("`groups` is a Series with another index than the items: give its values in the order of the items, or a function")
     if isinstance(groups, Mapping): groups = groups.get
-    if callable(groups): res = [groups(_item_at(items, i)) for i in range(n)]
-    elif isinstance(groups, str):
-        if not (hasattr(items, 'iloc') and groups in items):
-            raise ValueError(f"`groups` must be a function from an item to its group, or a column, got {groups!r}")
-        res = list(items[groups])
-    else: res = list(groups)
+    res = _of_each(items, groups, 'groups') if callable(groups) or isinstance(groups, str) else list(groups)
     if len(res)!=n: raise ValueError(f"`groups` must say one group an item, got {len(res):,} for {n:,} items")
     none = next((i for i,g in enumerate(res) if pd.isna(g)), None)
     if none is not None: raise ValueError(f"`groups` says no group ({res[none]!r}) of {_item_at(items, none)}")
     return np.unique([str(g) for g in res], return_inverse=True)[1]
 
-# %% ../nbs/10_runs.ipynb #960e186a
+# %% ../nbs/10_runs.ipynb #29224b1f
 @dataclass
 class Data:
     "What all runs share"
@@ -93,14 +88,13 @@ def gather(
         raise TypeError(f"compare_stats needs a DataBlock, from which it makes loaders anew for every run, got {type(dblock).__name__}")
     items,block = (dblock.get_items or (lambda o: o))(source),copy(dblock)
     if not len(items): raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file endings?)")
-    block.get_items = None
-    for k in ('batch_tfms', 'default_batch_tfms'): setattr(block, k, _without_stats(getattr(block, k)))
+    block.get_items,block.batch_tfms = None,_without_stats(block.batch_tfms)
     everything = copy(block)
     everything.splitter = lambda o: (list(range(len(o))), [])
     y,classes = _classes_of(everything.datasets(items))
     return Data(block, items, y, classes, None if groups is None else _groups_of(items, groups), loaders)
 
-# %% ../nbs/10_runs.ipynb #fd5220a5
+# %% ../nbs/10_runs.ipynb #286eae33
 def _splits(data, seed, folds):
     "(train, valid) a fold, each a list of places among the items"
     if folds is None:
@@ -125,7 +119,7 @@ def _check_split(data, train, valid, where, folds=None):
 def _fewer(data, train, n, seed):
     "`n` of the images in `train`, with the classes' shares kept"
     if n is None: return train
-    if isinstance(n, bool) or not isinstance(n, int) or not len(data.classes)<=n<=len(train)-len(data.classes): 
+    if isinstance(n, bool) or not isinstance(n, int) or not len(data.classes)<=n<=len(train)-len(data.classes):
         raise ValueError(f"`train_size` must be a whole number from the {len(data.classes)} classes to {len(train)-len(data.classes):,}, "
                          f"of the {len(train):,} training images, got {n!r}")
     return sorted(train_test_split(train, train_size=n, stratify=data.y[train], random_state=seed)[0])
