@@ -1,6 +1,7 @@
 "Everything that `from fastai_normstats.all import *` brings"
 from .running import *
 from .models import *
+from .schemes import *
 from .policy import *
 from .measure import *
 from .transform import *

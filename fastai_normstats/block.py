@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeptSplit']
 
-# %% ../nbs/07_block.ipynb #0f1ddfea
+# %% ../nbs/07_block.ipynb #5cacb048
 from difflib import get_close_matches
 from inspect import signature
 
@@ -22,6 +22,7 @@ from fasttransform import Pipeline
 from .cache import describe
 from .measure import ReadError, _first_line, _item_name, _unwrapped
 from .policy import StatsChoice
+from .schemes import ZScore
 from .transform import DatasetStats
 
 # %% ../nbs/07_block.ipynb #0592e1d5
@@ -144,10 +145,12 @@ def stats_choice(self:DataLoaders)->StatsChoice|None:
     "What these loaders are normalised with, and why; `None` where it was not chosen by `DatasetStats`"
     return getattr(_stats_in(_unwrapped(self.train).after_batch.fs), 'choice', None)
 
-# %% ../nbs/07_block.ipynb #f10507fa
+# %% ../nbs/07_block.ipynb #a7598a6d
 def _frozen(tfm):
     "A plain fastai Normalize with the numbers of `tfm`"
     if tfm.mean is None: raise ValueError("nothing was measured yet, so there are no numbers to freeze: call `dls.fit_stats()` first")
+    if not isinstance(tfm.scheme, ZScore):
+        raise ValueError(f"fastai's Normalize cannot do scheme {tfm.scheme.name!r}: export as it is, and install this package where the learner is loaded")
     res = Normalize(tfm.mean, tfm.std, tfm.axes)
     res.split_idx = tfm.split_idx
     return res

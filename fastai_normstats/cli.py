@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/11_cli.ipynb #dd68ddfc
+# %% ../nbs/11_cli.ipynb #90c948f0
 class CliError(Exception):
     "A user's mistake, said in one line"
 
@@ -32,6 +32,8 @@ def _positive(s):
     if not s.isdecimal() or not int(s): raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {s}")
     return int(s)
 
+_schemes = ('zscore', 'minmax', 'clip-zscore', 'image-zscore', 'lrn')  # those of `schemes`, which would import torch
+
 def _fit_options(p, size=224):
     "The options of `fit`, which `demo` has as well"
     p.add_argument('--model', help="model whose statistics are weighed: a name that `normstats models` knows (default: ImageNet's)")
@@ -43,6 +45,7 @@ def _fit_options(p, size=224):
                    help='stop once mean and std are known to TOL times the std; 0 measures every training image (default: %(default)s)')
     p.add_argument('--no-cache', action='store_true', help='measure anew, and keep nothing in the cache folder')
     p.add_argument('--seed', type=int, default=0, help='of the split and of the pass (default: %(default)s)')
+    p.add_argument('--scheme', choices=_schemes, default='zscore', help='how to normalise (default: %(default)s)')
     p.add_argument('--out', type=_name, help='write the choice to this JSON file, for `normstats show`')
     p.add_argument('--plot', type=_name, help='write the histograms to this picture file (.png, .pdf, .svg)')
 
@@ -115,7 +118,7 @@ def _splitter(args, path):
     inside = os.path.join(os.path.abspath(train), '')
     return FuncSplitter(lambda f: not os.path.abspath(f).startswith(inside))
 
-# %% ../nbs/11_cli.ipynb #3f98b602
+# %% ../nbs/11_cli.ipynb #5b7413f3
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats` and return the choice"
     items = _images(path)
@@ -125,7 +128,8 @@ def _fit(args, path, name):
     import fastai_normstats.block
     db = DataBlock(ImageBlock, n_inp=1, splitter=_splitter(args, path), item_tfms=Resize(args.size, method='squish'))
     print(f"{len(items):,} images in {name}", flush=True)
-    db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=not args.no_cache, verbose=sys.stdout.isatty(), num_workers=_workers())
+    db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=not args.no_cache, scheme=args.scheme,
+                 verbose=sys.stdout.isatty(), num_workers=_workers())
     return db.stats_choice
 
 def _workers(): return min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 0)

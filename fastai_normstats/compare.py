@@ -61,12 +61,12 @@ class Comparison:
     @property
     def reference(self): return self.candidates[0]
 
-# %% ../nbs/10_compare.ipynb #48e802da
+# %% ../nbs/10_compare.ipynb #83b1d311
 def compare_stats(
     dblock:DataBlock,              # Any Normalize in it is left out
     source,                        # What `dataloaders` takes: the folder, the DataFrame…
     learner,                       # Function from loaders to a new Learner
-    stats=('imagenet', 'custom'),  # Candidates, each what `stats=` of `DatasetStats` takes: a list, or a dict by name; the first is the reference
+    stats=('imagenet', 'custom'),  # Candidates, each what `stats=` or `scheme=` of `DatasetStats` takes: a list, or a dict by name; the first is the reference
     seeds:int|list=3,              # How many, or which: each trains every candidate once a fold
     folds:int=None,                # Of a stratified cross-validation; `None`: the block's own splitter, or 5 with `groups`
     groups=None,                   # Function from an item to its patient (or a column, or one value an item): never in training and validation both

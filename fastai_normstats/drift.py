@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['used_stats']
 
-# %% ../nbs/08_drift.ipynb #eedc7259
+# %% ../nbs/08_drift.ipynb #0c3bab0b
 import math, os, warnings
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .measure import _item_at, _unwrapped, look_at, measure_stats
 from .models import IMAGENET, NormalisesInside, _for_channels, model_stats
 from .policy import Policy, _difference, _divisor, _fitting, _lives_on
 from .running import NormStats
+from .schemes import ZScore
 
 # %% ../nbs/08_drift.ipynb #3999abe2
 def _normalize_in(dl):
@@ -42,7 +43,7 @@ def _same(a, b):
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     return all(len(x)==len(y) and all(math.isclose(*o, rel_tol=1e-5, abs_tol=1e-7) for o in zip(x, y)) for x,y in zip(a, b))
 
-# %% ../nbs/08_drift.ipynb #4c10c529
+# %% ../nbs/08_drift.ipynb #4ad5b96c
 def _rows(m, used, training, policy):
     "A dict a channel: how measured images `m` differ from the statistics `used`, which rest on `training` where they were measured"
     shift,ratio,shift_se,ratio_se = _difference(m, used)
@@ -59,12 +60,15 @@ def _rows(m, used, training, policy):
         needed = math.ceil(m.n_images*(policy.z/z)**2) if verdict=='too few' and z>0 else pd.NA
         yield dict(channel=c, n=m.n_images, shift=shift[c].item(), std_ratio=ratio[c].exp().item(), z=z, verdict=verdict, n_needed=needed)
 
-def _reference(used, choice, against):
+def _reference(used, choice, against, plain):
     "What to compare with, and the measurement that it rests on, if it does on one"
     if against not in ('used', 'train'): raise ValueError(f"`against` must be 'used' or 'train', got {against!r}")
     m = None if choice is None else choice.measured
+    if not plain: against = 'train'  # what other schemes subtract and divide by is not the mean and std of any images
     if against=='used': return used, m if m is not None and _same((m.mean.tolist(),), (used.mean,)) else None
-    if m is None: raise ValueError("nothing was measured on the training images: compare with `against='used'`, or fit with `measure=True`")
+    if m is None:
+        instead = "compare with `against='used'`, or " if plain else ''
+        raise ValueError(f"nothing was measured on the training images: {instead}fit with `measure=True`")
     return NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source='measured on the training images'), m
 
 def _loader_of(dls, dl):
@@ -100,7 +104,7 @@ def _groups(dl, by):
         res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res
 
-# %% ../nbs/08_drift.ipynb #596b2f5c
+# %% ../nbs/08_drift.ipynb #8e50a5a5
 @patch
 def check_stats(self:DataLoaders,
     dl=None,              # A loader, a folder or items; `None`: the validation loader
@@ -117,7 +121,7 @@ def check_stats(self:DataLoaders,
     if used is None: raise ValueError("these loaders are not normalised, so there is nothing to compare with: call `dls.fit_stats()` first")
     dl,choice = _loader_of(self, dl),getattr(tfm, 'choice', None)
     policy = tfm.question['policy'] if choice is not None else Policy()
-    used,training = _reference(used, choice, against)
+    used,training = _reference(used, choice, against, isinstance(getattr(tfm, 'scheme', ZScore()), ZScore))
     said,res = [*check_loader(self.train), *([s] if (s := clipped(_unwrapped(dl))) else [])],[]
     for group,among in ({None: None} if by is None else _groups(dl, by)).items():
         m = measure_stats(dl, tol=tol, mask=mask, nonfinite=nonfinite, seed=seed, verbose=verbose, among=among)
@@ -139,7 +143,7 @@ def _other_channels(m, used):
     return (f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the statistics in use {len(used.mean)}: load images of "
             f"{len(used.mean)} channels")
 
-# %% ../nbs/08_drift.ipynb #02be6561
+# %% ../nbs/08_drift.ipynb #5c2c8a49
 def _expected(learn, model):
     "What the model of `learn` expects, and its name; the error instead where nobody knows or it normalises inside"
     arch = getattr(learn, 'arch', None) if model is None else model
@@ -154,7 +158,7 @@ def _disagreement(used, want, choice, name):
     n = len(want.mean)
     if used is None: what = None if _same(want, ([0.]*n, [1.]*n)) else "images reach it un-normalised"
     elif choice is None: what = None if _same(used, want) else f"the pipeline uses {_numbers(used)} without a choice behind it"
-    elif choice.rule=='given' or _same(used, want) or _same(choice.model, want): what = None
+    elif choice.rule in ('given', 'scheme') or _same(used, want) or _same(choice.model, want): what = None
     else: what = f"the statistics were chosen (rule `{choice.rule}`) by weighing those of {choice.model.name}"
     return what and f"{name} expects {_numbers(want)} ({want.source}), and {what}: `learn.dls.fit_stats(model=…)` chooses and says why"
 

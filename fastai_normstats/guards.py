@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'background', 'off_range', 'after_normalize', 'twice',
-           'less_than_a_batch', 'clipped', 'check_images', 'check_loader']
+           'less_than_a_batch', 'clamps', 'clipped', 'check_images', 'check_loader']
 
-# %% ../nbs/05_guards.ipynb #ba372d0c
+# %% ../nbs/05_guards.ipynb #8d9b8ff5
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, no_random
-from fastai.vision.augment import RandomErasing
+from fastai.vision.augment import RandomErasing, SpaceTfm
 from PIL import Image, UnidentifiedImageError
 
 from .cache import _is_file
-from .measure import _item_at, _unwrapped, handful
+from .measure import _item_at, _unwrapped, handful, look_at
 from .models import IMAGENET
 from .policy import _constant_text, _ends_of, _num, _on
 
@@ -138,6 +138,19 @@ def less_than_a_batch(
     return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete batches are dropped: "
             f"training would see none; use `bs={max(1, 2**(dl.n.bit_length()-1))}`")
 
+# %% ../nbs/05_guards.ipynb #9db1026d
+def clamps(
+    dl,   # The training loader
+    tfms  # Its batch transforms
+)->str|None:
+    "Lighting or colour augmentation, which works on [0, 1], on images that do not live there?"
+    light = next((f for f in tfms if isinstance(f, SpaceTfm)), None)
+    m = look_at(dl, nonfinite='ignore', order=light.order) if light is not None and dl.n else None
+    if m is None or _on(m, (0., 1.), least=0.): return None
+    lo,hi = map(_num, _ends_of(m))
+    return (f"the pixel values run from {lo} to {hi}, and {type(light).__name__} clamps them to [0, 1], which leaves black and white: leave lighting "
+            "out (`aug_transforms(max_lighting=0.)`), or bring the images to [0, 1] before it")
+
 # %% ../nbs/05_guards.ipynb #92733a2c
 def _raw(file):
     "The values in an image file of more than 8 bits, `None` for others and for what Pillow does not read"
@@ -177,7 +190,7 @@ def clipped(
                 "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, e.g. with "
                 f"`{_remedy}` in place of `ImageBlock`")
 
-# %% ../nbs/05_guards.ipynb #5b72c021
+# %% ../nbs/05_guards.ipynb #d589eae4
 def _said(*sentences): return [s for s in sentences if s]
 
 def check_images(
@@ -201,4 +214,4 @@ def check_loader(
     "What the guards say to the pipeline and the files: a list of sentences"
     dl = _unwrapped(dl)
     batch = list(dl.after_batch.fs) if tfms is None else tfms
-    return _said(twice([*dl.after_item.fs, *batch]), after_normalize(batch), None if trial else less_than_a_batch(dl), clipped(dl))
+    return _said(twice([*dl.after_item.fs, *batch]), after_normalize(batch), None if trial else less_than_a_batch(dl), clipped(dl), clamps(dl, batch))

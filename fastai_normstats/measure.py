@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['before_normalize', 'input_images', 'ReadError', 'check_indexed', 'measure_stats', 'handful', 'look_at']
 
-# %% ../nbs/03_measure.ipynb #2c818cad
+# %% ../nbs/03_measure.ipynb #6385d0cc
 import hashlib, math, random, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from fasttransform import Pipeline
 from .moments import NonFiniteError
 from .running import RunningStats, _jointly, _ranks
 
-# %% ../nbs/03_measure.ipynb #45d16d1c
+# %% ../nbs/03_measure.ipynb #8b3bf0d3
 def _unwrapped(dl):
     "`dl`, or the loader in fastai's `DistributedDL`, whose own `after_batch` is a method"
     return dl.dl if isinstance(getattr(dl, 'dl', None), TfmdDL) else dl
@@ -41,7 +41,7 @@ def before_normalize(
                         "`Datasets.dataloaders`")
     return [f for f in dl.after_batch.fs if f.order<Normalize.order and not isinstance(f, Normalize)]
 
-# %% ../nbs/03_measure.ipynb #d7ae8ac3
+# %% ../nbs/03_measure.ipynb #9bf82d88
 def input_images(
     b,          # A batch as the loader yields it
     n_inp:int   # How many of its parts are inputs
@@ -53,7 +53,7 @@ def input_images(
     kinds = ', '.join(type(o).__name__ for o in parts)
     raise TypeError(f"no image among the inputs ({kinds}): Normalize acts on TensorImage only, so let a block yield it (e.g. `ImageBlock`)")
 
-# %% ../nbs/03_measure.ipynb #55aa6795
+# %% ../nbs/03_measure.ipynb #6e77d4de
 class ReadError(OSError):
     "An item could not be read or transformed; names it"
 
@@ -85,7 +85,7 @@ class _NamedBatch:
         try: return self.create_batch(items)
         except (RuntimeError, TypeError, ValueError) as e: raise ReadError(_why_not_collated(items, e)) from e
 
-# %% ../nbs/03_measure.ipynb #8da7f59b
+# %% ../nbs/03_measure.ipynb #4f685127
 def _why_not_collated(items, e):
     "One sentence on why `items` do not fit into one batch"
     shapes = [tuple(getattr(it[0] if isinstance(it, (tuple, list)) else it, 'shape', ())) for it in items]
@@ -99,7 +99,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #5d44f546
+# %% ../nbs/03_measure.ipynb #96c8d662
 def check_indexed(
     dl  # A loader
 ):
@@ -133,13 +133,17 @@ def _hist_range(extremes):
     if lo>=0 and (hi<=1 or 25.5<hi<=255): return (0., 1.) if hi<=1 else (0., 255.)
     return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
 
+def _counting(nonfinite, value_range):
+    "An empty `RunningStats` whose histogram resolves 8-bit steps, or a thousandth of a wider range"
+    return RunningStats(nonfinite, bins=256 if value_range in ((0., 1.), (0., 255.)) else 1024, value_range=value_range)
+
 def _fingerprint(dataset):
     "A digest of the training items as they are written, where that says what they are"
     items = getattr(dataset, 'items', None)
     text = repr(list(items.index) if hasattr(items, 'iloc') else None if items is None else list(items))
     return None if ' at 0x' in text else hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/03_measure.ipynb #f298acd8
+# %% ../nbs/03_measure.ipynb #e539eb84
 class _Share:
     "The training images that this process reads"
     def __init__(self, dl, tol, max_images, seed, mask, nonfinite, among=None):
@@ -202,7 +206,7 @@ class _Share:
         i = next(filter(bad, self.idxs[start:]), None)
         return NonFiniteError(str(e) if i is None else f"{_item_name(self.dl.dataset, i)}: {e}")
 
-# %% ../nbs/03_measure.ipynb #4dcb5514
+# %% ../nbs/03_measure.ipynb #04bc7360
 _look = 3072  # images before the stop rule is first asked, and the unit of the intervals; whole batches on 1, 2, 3, 4, 6… processes
 
 def _next_look(n): return max(n+_look, math.ceil(1.25*n/_look)*_look)
@@ -229,7 +233,7 @@ def _check_pass(
                         f"`lambda x: x[:, :1]>0`, got {type(mask).__name__}")
     RunningStats(nonfinite)
 
-# %% ../nbs/03_measure.ipynb #5564c1ca
+# %% ../nbs/03_measure.ipynb #f654dcd4
 @patch
 def agree(self:_Share, opened):
     "Go on from what the processes found in their first batches; they must hold the same items"
@@ -239,7 +243,7 @@ def agree(self:_Share, opened):
                          "the same on all, e.g. `RandomSplitter(seed=42)`")
     firsts = [o for o in firsts if o]
     if not firsts: raise ValueError("the loader yielded no batch: every item was skipped")
-    self.stats = RunningStats(self.nonfinite, value_range=_hist_range([o for _,o in firsts]))
+    self.stats = _counting(self.nonfinite, _hist_range([o for _,o in firsts]))
     self.batch,self.last = sum(batch),min(self.n, self.max_images or self.n)
     several = [k for k,_ in firsts if k>1]
     if several and self.tol:
@@ -250,7 +254,7 @@ def agree(self:_Share, opened):
 @patch
 def total(self:_Share, n_items, complete):
     "The statistics of all processes together, after `n_items` items"
-    res = RunningStats(self.nonfinite, value_range=self.stats.value_range).merge(self.stats).all_reduce()
+    res = _counting(self.nonfinite, self.stats.value_range).merge(self.stats).all_reduce()
     res.complete,res.population = complete,res.n_images if complete else round(res.n_images*self.n/n_items)
     res.image_size = [*next(iter(self.sizes))] if len(self.sizes)==1 else None
     return res
@@ -277,7 +281,7 @@ def _pass(share, bar):
         k = max(1, min(2*k, int(.5*k/max(1e-6, *seconds))))
     return share.total(n, not more and share.last==share.n), sum(n_images)
 
-# %% ../nbs/03_measure.ipynb #3e4c66bb
+# %% ../nbs/03_measure.ipynb #94e7b452
 @contextmanager
 def _spare_cores(dl):
     "Leave the cores to the worker processes of `dl`, if it has any and there are no batch transforms to compute but conversion to float"
@@ -287,7 +291,7 @@ def _spare_cores(dl):
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/03_measure.ipynb #f97a67a2
+# %% ../nbs/03_measure.ipynb #5fd3e249
 def measure_stats(
     dl:TfmdDL,               # The training loader, e.g. `dls.train`
     tol:float=.01,           # Stop once mean and std are known to `tol` × std (95 %) in every channel; 0 measures every image
@@ -310,7 +314,7 @@ def measure_stats(
         warnings.warn(f"{n-res.n_images:,} of {n:,} images have no pixel that counts (all masked, NaN or infinite): they are left out")
     return res
 
-# %% ../nbs/03_measure.ipynb #d9a37a5d
+# %% ../nbs/03_measure.ipynb #175dd8a0
 def handful(
     n:int  # Number of training images
 )->list:
@@ -321,15 +325,17 @@ def look_at(
     dl:TfmdDL,              # The training loader
     seed:int=0,             # These as in `measure_stats`
     mask=None,
-    nonfinite:str='error'
+    nonfinite:str='error',
+    order:int=Normalize.order  # Batch transforms ordered below this are applied
 )->RunningStats|None:
     "Statistics of a few training images, for a look at their channels and range; `None` where no pixel of theirs counts"
     dl = _unwrapped(dl)
     with no_random(seed, reproducible=False):
         loader,_ = _once_each(dl, seed, among=handful(dl.n), num_workers=0)
+        loader.after_batch = Pipeline([f for f in loader.after_batch.fs if f.order<order])
         try: batches = [input_images(b, getattr(dl.dataset, 'n_inp', 1)) for b in loader]
         except ReadError as e: raise _from_worker(e) from e
-        res = RunningStats(nonfinite, value_range=_hist_range([_extremes(x) for x in chain(*batches)]))
+        res = _counting(nonfinite, _hist_range([_extremes(x) for x in chain(*batches)]))
         for x in chain(*batches): res.update(x, None if mask is None else mask(x))
     res.complete,res.population = loader.n==dl.n,dl.n
     return res if res.n_images else None

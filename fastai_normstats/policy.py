@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Policy', 'NotMeasured', 'StatsChoice', 'choose_stats']
 
-# %% ../nbs/02_policy.ipynb #9e4c12ab
+# %% ../nbs/02_policy.ipynb #ed96cf48
 import json, os, tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from .models import IMAGENET, NATURAL, _for_channels, _for_unit_range, is_imagenet, model_stats
 from .running import NormStats, RunningStats, _known
+from .schemes import Scheme, ZScore, _constant, _num, scheme_of
 
 # %% ../nbs/02_policy.ipynb #ec0a669d
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Policy:
         if not 0<=self.small<=self.enough: raise ValueError(f"`small` must lie in 0…`enough`, got {self.small} and {self.enough}")
         if self.similar<0 or self.z<0: raise ValueError(f"`similar` and `z` must not be negative, got {self.similar} and {self.z}")
 
-# %% ../nbs/02_policy.ipynb #3597d445
+# %% ../nbs/02_policy.ipynb #0a403bd5
 class NotMeasured(ValueError):
     "A rule needs measured statistics and there are none"
 
@@ -45,6 +46,7 @@ class _Case:
     frozen:bool
     stats:object
     policy:Policy
+    scheme:Scheme
 
     @property
     def own(self):
@@ -58,7 +60,7 @@ class _Case:
     @property
     def n_text(self): return f"{self.n_images:,} training image{'s'*(self.n_images!=1)}"
 
-# %% ../nbs/02_policy.ipynb #ce7a9b1d
+# %% ../nbs/02_policy.ipynb #2eb1a978
 @dataclass(frozen=True)
 class _Verdict:
     "What a rule gives"
@@ -66,6 +68,7 @@ class _Verdict:
     kind:str
     why:str
     warnings:list = field(default_factory=list)
+    scheme:Scheme = ZScore()
 
 def _models(case, why, warnings=()):
     kind = 'imagenet' if is_imagenet(case.model) and not case.is_domain else 'pretrained'
@@ -77,6 +80,15 @@ def _custom(case, why, warnings=(), estimator='pooled'):
     source = f"measured on {_how_many(m)} training images"
     stats = NormStats(m.mean, _divisor(m, estimator), estimator=estimator, value_range=_lives_on(m), source=source)
     return _Verdict(stats, 'custom', why, list(warnings))
+
+def _schemed(case, how):
+    "The numbers of another scheme than z-scores, fitted where it needs that; `how` says who asks for it"
+    m = case.measured if case.scheme.needs=='nothing' else case.own
+    scheme = case.scheme if m is None else case.scheme.fitted(m)
+    where = {} if m is None else dict(value_range=_lives_on(m), source=f"measured on {_how_many(m)} training images")
+    stats = NormStats(*scheme.numbers(m, None if m is None else _divisor(m)), name=scheme.name, **where)
+    doubt = scheme.doubts(m)
+    return _Verdict(stats, 'custom', f"{scheme.why()}, as {how}", [doubt] if doubt else [], scheme)
 
 # %% ../nbs/02_policy.ipynb #3cf4591a
 def _on(m, value_range, least=.1, slack=.05):
@@ -105,11 +117,7 @@ def _applied(case, s):
     raise ValueError(f"the pixel values run from {_num(a)} to {_num(b)}, and {s.name}'s statistics are for images from {lo} to {hi}: "
                      "scale the images to that range or to [0, 1], or use `stats='custom'`")
 
-# %% ../nbs/02_policy.ipynb #f5bed83a
-def _constant(m):
-    "Channels whose values are one constant, up to the rounding of float32"
-    return m.std <= 1e-6*torch.maximum(m.min.abs(), m.max.abs())
-
+# %% ../nbs/02_policy.ipynb #4c74097f
 def _divisor(m, estimator='pooled'): return (m.image_std if estimator=='image' else m.std).where(~_constant(m), 1.)
 
 def _lives_on(m):
@@ -123,12 +131,11 @@ def _how_well(m):
     "Half-widths of the 95 % intervals of mean and std of a partial measurement, as shares of σ, the worst channel's"
     return [(h/m.std.where(m.std>0, 1.)).max().item() for h in m.half_widths()]
 
-def _num(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
-
-# %% ../nbs/02_policy.ipynb #9464d5cb
+# %% ../nbs/02_policy.ipynb #c654c45e
 def _given(case):
     "`stats=` named statistics or numbers"
     s = case.stats
+    if not isinstance(case.scheme, ZScore): return _given_scheme(case)
     if isinstance(s, str):
         if s=='auto':         return None
         if s=='custom':       return _custom(case, "the data's own statistics, as `stats='custom'` asks")
@@ -137,6 +144,19 @@ def _given(case):
     stats = _named(s)
     why = f"{'the numbers' if stats.name=='custom' else stats.name+' statistics'}, as `stats=` gives them"
     return _Verdict(_applied(case, stats), 'imagenet' if is_imagenet(stats) else 'given', why)
+
+def _given_scheme(case):
+    "`stats=` beside another scheme than z-scores: nothing, the data's own, or a saved choice of that scheme"
+    s = case.stats
+    if isinstance(s, StatsChoice): return _Verdict(s.stats, 'given', f"{s.scheme.why()}, as `stats=` gives it", [], s.scheme)
+    if isinstance(s, str) and s=='auto': return None
+    if isinstance(s, str) and s=='custom': return _schemed(case, "`stats='custom'` and `scheme=` ask")
+    name = s if isinstance(s, str) else getattr(s, 'name', 'numbers')
+    raise ValueError(f"`scheme={case.scheme.name!r}` takes its numbers from the training images, and `stats` gives others ({name}): leave one of them out")
+
+def _scheme(case):
+    "`scheme=` asks for another way to normalise"
+    if not isinstance(case.scheme, ZScore): return _schemed(case, "`scheme=` asks")
 
 def _named(s):
     "The statistics that `stats=` names or gives, or a ValueError that says what it takes"
@@ -209,7 +229,7 @@ def _enough(case):
     if case.n_images<n: return None
     return _custom(case, f"{case.n_text} (at least {n:,}) differ from {case.whose} statistics by {_by_how_much(case)}, so the data's own")
 
-# %% ../nbs/02_policy.ipynb #fd3b7afe
+# %% ../nbs/02_policy.ipynb #0d6e0c72
 def _significance(case):
     "How many standard errors the differences that matter (those of at least `similar`) are worth, at the most"
     shift,ratio,shift_se,ratio_se = _difference(case.own, case.model)
@@ -229,11 +249,23 @@ def _unclear(case):
     return _models(case, f"{case.n_text} (between {p.small:,} and {p.enough:,}) differ from {case.whose} statistics by "
                          f"{_by_how_much(case)}, which is only {z:.1f} standard errors: not enough to depart from them")
 
-_rules = dict(given=_given, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
+_rules = dict(given=_given, scheme=_scheme, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #4608006a
+# %% ../nbs/02_policy.ipynb #8ddc2733
 _format = 'fastai_normstats.StatsChoice'
+
+def _literal(v): return f"({', '.join(str(np.float32(o)) for o in v)}{','*(len(v)==1)})"  # the shortest that gives float32 back
+
+_cell   = 'text-align:right;padding:.15em .7em;border-bottom:1px solid rgba(128,128,128,.35)'  # grey and see-through: on white and on black
+_warned = 'max-width:60em;margin:.3em 0;padding:.1em .6em;border-left:4px solid #E69F00;background:rgba(230,159,0,.12)'
+
+def _html_row(r):
+    "A row of the table of a `StatsChoice` as HTML; the numbers in use stand out by weight and background, not by colour alone"
+    used = r.used is True or r.used==1
+    style = 'font-weight:600;background:rgba(0,114,178,.18)' if used else ''
+    def text(k, v): return ('✓' if used else '') if k=='used' else '–' if v!=v or v is None else f'{v:.4g}' if isinstance(v, float) else escape(str(v))
+    return f'<tr style="{style}">' + ''.join(f'<td style="{_cell}">{text(k, v)}</td>' for k,v in r.items()) + '</tr>'
 
 @dataclass(frozen=True)
 class StatsChoice:
@@ -247,39 +279,48 @@ class StatsChoice:
     model:NormStats|None=None          # The model's statistics that it was weighed against
     warnings:tuple=()                  # What the user should know, a sentence each
     provenance:dict=field(default_factory=dict) # When, from what and with what it was measured
+    scheme:Scheme=ZScore()             # How `stats` are applied: z-scores, or another of `schemes`, with its fitted limits
 
     def _label(self, s): return s.name if s.name!='custom' else 'model' if s==self.model else 'given'
 
     def code(self)->str:
         "The line that hard-codes these statistics in a script; gives the same float32 numbers"
-        mean,std = (f"({', '.join(str(np.float32(o)) for o in v)}{','*(len(v)==1)})" for v in self.stats)  # the shortest that gives it back
-        return f"Normalize.from_stats({mean}, {std})  # {'custom' if self.kind=='custom' else self._label(self.stats)}, rule `{self.rule}`, {self.n_images:,} training images"
+        (mean,std),of = map(_literal, self.stats),f"rule `{self.rule}`, {self.n_images:,} training images"
+        if isinstance(self.scheme, ZScore): return f"Normalize.from_stats({mean}, {std})  # {'custom' if self.kind=='custom' else self._label(self.stats)}, {of}"
+        args = [f"{f.name}={v!r}" for f in fields(self.scheme) if (v := getattr(self.scheme, f.name))!=f.default and f.name!='limits']
+        if self.scheme.limits: args.append(f"limits=({', '.join(map(_literal, self.scheme.limits))})")
+        return f"DatasetStats({mean}, {std}, scheme={type(self.scheme).__name__}({', '.join(args)}))  # {of}"
 
     def __repr__(self):
         table = self.table().to_string(index=False, float_format='%.4g', na_rep='–')
         return '\n'.join([f"{self.kind} statistics (rule `{self.rule}`): {self.why}", table, *[f"warning: {w}" for w in self.warnings]])
 
     def _repr_html_(self):
-        warn = ''.join(f'<br>⚠ {escape(w)}' for w in self.warnings)
-        table = self.table().to_html(index=False, float_format='%.4g', na_rep='–', border=0)
-        return f'<p><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): {escape(self.why)}{warn}</p>{table}'
+        said = ''.join(f'<div style="{_warned}"><b>⚠</b> {escape(w)}</div>' for w in self.warnings)
+        rows = ''.join(_html_row(r) for _,r in self.table().iterrows())
+        head = ''.join(f'<th style="{_cell};font-weight:600">{escape(k.replace("_", " "))}</th>' for k in self.table().columns)
+        return (f'<div><div style="max-width:60em;margin:.4em 0"><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): {escape(self.why)}</div>'
+                f'{said}<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
 
-# %% ../nbs/02_policy.ipynb #8e76d0b6
+# %% ../nbs/02_policy.ipynb #c3320a9f
 _stats_cols = ['mean', 'mean_se', 'std', 'std_se', 'image_std', 'shift', 'std_ratio']
 
 @patch
 def table(self:StatsChoice):
-    "A DataFrame with one row a candidate and channel; `std` is what would divide, `shift` is in σ of the model's std"
+    "A DataFrame with one row a candidate and channel; `std` is what would divide, `shift` is in σ of the model's std, `low` and `high` are limits"
     import pandas as pd
-    rows = [] if self.measured is None else _measured_rows(self.measured, self.model, self.kind=='custom', self.stats.estimator)
-    if self.model is not None: rows += _number_rows(self._label(self.model), self.model, self.stats==self.model)
-    if not any(r['used'] for r in rows): rows += _number_rows('given', self.stats, True)
-    return pd.DataFrame(rows, columns=['candidate', 'channel', *_stats_cols, 'used']).astype({c: float for c in _stats_cols})
+    plain = isinstance(self.scheme, ZScore)
+    rows = [] if self.measured is None else _measured_rows(self.measured, self.model, plain and self.kind=='custom', self.stats.estimator)
+    if self.model is not None: rows += _number_rows(self._label(self.model), self.model, plain and self.stats==self.model)
+    if not any(r['used'] for r in rows): rows += _number_rows('given' if plain else self.scheme.name, self.stats, True, self.scheme.limits)
+    cols = _stats_cols + ['low', 'high']*(self.scheme.limits is not None)
+    return pd.DataFrame(rows, columns=['candidate', 'channel', *cols, 'used']).astype({c: float for c in cols})
 
-def _number_rows(name, s, used):
-    "Rows for numbers that come without error bars"
-    image = s.estimator=='image'
-    return [dict(candidate=name, channel=c, mean=m, std=d, image_std=d if image else None, used=used) for c,(m,d) in enumerate(zip(*s))]
+def _number_rows(name, s, used, limits=None):
+    "Rows for numbers that come without error bars, and for the limits of a scheme that has some"
+    image,ends = s.estimator=='image',zip(*limits) if limits else [(None, None)]*len(s.mean)
+    return [dict(candidate=name, channel=c, mean=m, std=d, image_std=d if image else None, low=lo, high=hi, used=used)
+            for c,(m,d,(lo,hi)) in enumerate(zip(*s, ends))]
 
 def _measured_rows(m, model, used, estimator):
     "Rows for the measured statistics, compared with `model` where the channels agree"
@@ -318,7 +359,7 @@ def save(self:StatsChoice,
     _write_json(path, self.to_dict())
     return Path(path)
 
-# %% ../nbs/02_policy.ipynb #4508b21d
+# %% ../nbs/02_policy.ipynb #58ad5da4
 @patch(cls_method=True)
 def from_dict(cls:StatsChoice, d)->StatsChoice:
     "The choice that `to_dict` wrote"
@@ -328,8 +369,8 @@ def from_dict(cls:StatsChoice, d)->StatsChoice:
     d = dict(_known(cls, d, 'stats', 'kind', 'rule', 'why', 'n_images'))
     for k,types in dict(stats=dict, kind=str, rule=str, why=str, n_images=int, warnings=(list, tuple), provenance=dict).items():
         if k in d and not isinstance(d[k], types): raise ValueError(f"field {k!r} holds {d[k]!r}")
-    for k,t in dict(stats=NormStats, model=NormStats, measured=RunningStats).items():
-        if d.get(k) is not None: d[k] = t.from_dict(d[k])
+    for k,f in dict(stats=NormStats.from_dict, model=NormStats.from_dict, measured=RunningStats.from_dict, scheme=scheme_of).items():
+        if d.get(k) is not None: d[k] = f(d[k])
     return cls(**{**d, 'warnings': tuple(d.get('warnings', ()))})
 
 @patch(cls_method=True)
@@ -340,7 +381,7 @@ def load(cls:StatsChoice,
     try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
     except (ValueError, TypeError) as e: raise ValueError(f"cannot read {path}: {e}") from e
 
-# %% ../nbs/02_policy.ipynb #f5e199d3
+# %% ../nbs/02_policy.ipynb #18b82c3f
 def choose_stats(
     n_images:int,                      # Size of the training split
     measured:RunningStats|None=None,   # Statistics of the training pixels; `given`, `domain` and `frozen` need none
@@ -348,19 +389,27 @@ def choose_stats(
     pretrained:bool=True,              # Does training start from pretrained weights?
     frozen:bool=False,                 # Will the body stay untrained throughout?
     stats='auto',                      # `'auto'`, `'custom'`, `'custom-image'`, `'imagenet'`, `'pretrained'`, a model's name, `NormStats`, `(mean, std)` or a `StatsChoice`
-    policy:Policy=Policy()             # The thresholds
+    policy:Policy=Policy(),            # The thresholds
+    scheme='zscore'                    # How to normalise: a name in `schemes`, or a `Scheme` such as `MinMax(percentiles=(.5, 99.5))`
 )->StatsChoice:
     "The first rule that holds decides; `NotMeasured` (a ValueError) where that rule needs `measured` and there is none"
     if n_images<1: raise ValueError(f"`n_images` must be at least 1, got {n_images}: the training split is empty")
     if not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
     if measured is not None and not measured.n_images: raise ValueError("`measured` has counted no images: give it batches first")
     model = _fitting(model_stats(model, n_channels=None) or IMAGENET, measured)
-    case = _Case(n_images, measured, model, pretrained, frozen, stats, policy)
+    case = _Case(n_images, measured, model, pretrained, frozen, stats, policy, _asked_scheme(scheme, stats))
     rule,v = next((name,v) for name,f in _rules.items() if (v := f(case)) is not None)
     notes = tuple(v.warnings+_general_warnings(case, v))
     why = v.why+_partly(measured)
-    if not isinstance(stats, StatsChoice): return StatsChoice(v.stats, v.kind, rule, why, n_images, measured, case.model, notes)
-    return StatsChoice(v.stats, v.kind, rule, why, n_images, measured or stats.measured, case.model, notes, stats.provenance)
+    res = StatsChoice(v.stats, v.kind, rule, why, n_images, measured, case.model, notes, scheme=v.scheme)
+    return replace(res, measured=measured or stats.measured, provenance=stats.provenance) if isinstance(stats, StatsChoice) else res
+
+def _asked_scheme(scheme, stats):
+    "The scheme that is asked for, or that a saved choice brings"
+    scheme = scheme_of(scheme)
+    if not isinstance(stats, StatsChoice) or stats.scheme==scheme: return scheme
+    if isinstance(scheme, ZScore): return stats.scheme
+    raise ValueError(f"`stats` is a choice with scheme {stats.scheme.name!r}, and `scheme` asks for {scheme.name!r}: leave one of them out")
 
 def _partly(m):
     "How much of the training split a measurement that stopped early rests on"

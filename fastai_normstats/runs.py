@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Data', 'gather', 'candidates_of', 'Job', 'jobs_of', 'plan_of', 'Store', 'run_all']
 
-# %% ../nbs/10_runs.ipynb #7dd45a5b
+# %% ../nbs/10_runs.ipynb #2f02a0d3
 import gc, hashlib, json, tempfile, time, traceback, warnings
 from collections.abc import Mapping
 from copy import copy, deepcopy
@@ -30,6 +30,7 @@ from .drift import _of_each, _same, used_stats
 from .measure import _first_line, _item_at
 from .policy import StatsChoice, _write_json
 from .running import NormStats
+from .schemes import Scheme, ZScore, schemes
 from .stable import digest, stable
 from .transform import DatasetStats
 
@@ -124,20 +125,24 @@ def _fewer(data, train, n, seed):
                          f"of the {len(train):,} training images, got {n!r}")
     return sorted(train_test_split(train, train_size=n, stratify=data.y[train], random_state=seed)[0])
 
-# %% ../nbs/10_runs.ipynb #f4e3f08a
+# %% ../nbs/10_runs.ipynb #13a11e5a
 def _name_of(c):
     "What to call a candidate that was given without a name"
     if isinstance(c, str): return c
     if isinstance(c, StatsChoice): c = c.stats
-    if isinstance(c, NormStats) and c.name!='custom': return c.name
+    if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
     return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)  # a number that all channels share once
 
+def _asking(c):
+    "The keyword of `DatasetStats` that candidate `c` is for"
+    return dict(scheme=c) if isinstance(c, Scheme) or isinstance(c, str) and c in schemes else dict(stats=c)
+
 def candidates_of(
-    stats,    # A list, or a dict by name, of what `stats=` of `DatasetStats` takes
+    stats,    # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes
     own:dict  # Other keywords of `DatasetStats`
 )->dict:
     "A recipe a candidate, by name; refuses what `DatasetStats` would"
-    if isinstance(stats, (str, NormStats, StatsChoice)): stats = [stats]
+    if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
     if not isinstance(stats, (Mapping, list, tuple)):
         raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, got {type(stats).__name__}")
     named = list(stats.items()) if isinstance(stats, Mapping) else [(_name_of(c), c) for c in stats]
@@ -145,11 +150,12 @@ def candidates_of(
     if len(names)<2: raise ValueError(f"`stats` must hold at least two candidates, got {names}: e.g. stats=('imagenet', 'custom')")
     if twice := sorted({k for k in names if names.count(k)>1}):
         raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")
-    return {str(k): DatasetStats(stats=c, verbose=False, **own) for k,c in named}
+    return {str(k): DatasetStats(**_asking(c), verbose=False, **own) for k,c in named}
 
 def _spec(recipe):
     "What a candidate is, as JSON"
     s = recipe.question['stats']
+    if not isinstance(recipe.scheme, ZScore): return recipe.scheme.to_dict()
     return s if isinstance(s, str) else (s.stats if isinstance(s, StatsChoice) else s).to_dict()
 
 # %% ../nbs/10_runs.ipynb #09245e1f
@@ -182,7 +188,7 @@ class _Losses(Callback):
     def after_validate(self):
         if self.trained and self.n: self.values.append(self.total/self.n)  # validating alone is an epoch to fastai, too
 
-# %% ../nbs/10_runs.ipynb #d46472b9
+# %% ../nbs/10_runs.ipynb #cf8619bc
 def _check_learner(learn, dls, choice):
     "Refuse a learner that would not train on these loaders as they are normalised"
     if not isinstance(learn, Learner): raise TypeError(f"`learner` must return a Learner, got {type(learn).__name__}")
@@ -226,7 +232,7 @@ def _train(data, job, starts, learner, fit, epochs, own):
     dls = data.dls(job.train, job.valid)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', UserWarning)
-        dls.fit_stats(stats=job.recipe.question['stats'], verbose=False, **own)
+        dls.fit_stats(stats=job.recipe.question['stats'], scheme=job.recipe.question['scheme'], verbose=False, **own)
     choice,began,losses = dls.stats_choice,time.time(),_Losses()
     set_seed(job.number, reproducible=True)
     learn = learner(dls)

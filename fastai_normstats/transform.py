@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #c03b1c75
+# %% ../nbs/06_transform.ipynb #24054978
 import os, warnings
 from copy import copy
 from dataclasses import replace
@@ -23,11 +23,12 @@ from .cache import cache_folder, disk_key, measure_key, provenance, read_entry, 
 from .guards import check_images, check_loader
 from .measure import _check_pass, _unwrapped, check_indexed, look_at, measure_stats
 from .models import model_stats
-from .policy import NotMeasured, Policy, StatsChoice, _named, choose_stats
+from .policy import NotMeasured, Policy, StatsChoice, _asked_scheme, _named, choose_stats
 from .running import _jointly, _ranks
+from .schemes import ZScore
 from .stable import Unstable
 
-# %% ../nbs/06_transform.ipynb #293248ba
+# %% ../nbs/06_transform.ipynb #05ad529a
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -43,6 +44,12 @@ def _check_options(cache, policy):
     "Refuse what is wrong before anything is measured"
     if policy is not None and not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
     if not isinstance(cache, (bool, str, os.PathLike)) or cache=='': raise ValueError(f"`cache` must be True, False or a folder, got {cache!r}")
+
+def _check_fitted(scheme):
+    "Numbers given by hand need limits given by hand"
+    if not hasattr(scheme, 'percentiles') or scheme.limits is not None: return
+    raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without the limits to clip to: give `limits`, e.g. "
+                     f"{type(scheme).__name__}(limits=(-1000, 400)), or neither to measure them")
 
 def _per_channel(v, axes):
     "Plain numbers, one per channel, as a tensor that broadcasts over a batch; tensors with more axes are left as they are"
@@ -133,7 +140,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #fcf38002
+# %% ../nbs/06_transform.ipynb #5eec3870
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -153,14 +160,17 @@ class DatasetStats(Normalize):
         nonfinite:str='error',     # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
         cache:bool|str=True,       # Keep measurements on disk and use them again? True: in the user's cache folder (XDG); or a folder
         measure:bool=False,        # Measure even where the choice needs no measuring?
-        verbose:bool=True          # Show progress and print the choice?
+        verbose:bool=True,         # Show progress and print the choice?
+        scheme='zscore'            # Another way to normalise: `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme` with arguments
     ):
         _check_numbers(mean, std), _check_axes(axes), _check_options(cache, policy), _check_pass(tol, max_images, seed, mask, nonfinite)
         self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
         self.choice,self.fixed = None,mean is not None
+        self.scheme = _asked_scheme(scheme, stats)
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
-                             policy=policy or Policy())
-        self.pass_args = dict(tol=tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite)
+                             policy=policy or Policy(), scheme=self.scheme)
+        self.pass_args = dict(tol=0 if self.scheme.needs=='all' else tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite)
+        if self.fixed: _check_fitted(self.scheme)
         self.measure,self.verbose,self.trial,self.cache = measure,verbose,False,cache
         self._fits,self._known,self._train_signs,self.pinned,self._fused = [],[],(False, False),False,None
 
@@ -168,24 +178,26 @@ class DatasetStats(Normalize):
     def name(self):
         if self.mean is None: return f'{type(self).__name__} -- not measured yet'
         nums = ' / '.join(', '.join(f'{o:.4g}' for o in torch.as_tensor(v).flatten().tolist()) for v in (self.mean, self.std))
-        return f"{type(self).__name__} -- {nums}{f' ({self.choice.kind}, rule {self.choice.rule})' if self.choice else ''}"
+        how = '' if isinstance(self.scheme, ZScore) else f'{self.scheme.name}: '
+        return f"{type(self).__name__} -- {how}{nums}{f' ({self.choice.kind}, rule {self.choice.rule})' if self.choice else ''}"
 
     def __getstate__(self):
         "Without what pickles and copies cannot or need not hold: keys, functions that a fitted transform is done with, prepared numbers"
-        done = dict(pass_args={**self.pass_args, 'mask': None}) if self.fixed else {}
+        done = dict(pass_args={**self.pass_args, 'mask': None}) if self.fixed and not self.scheme.masked else {}
         return {**vars(self), '_fits': [], '_known': [], '_fused': None, **done}
 
     def encodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
         if not _keeps_shape(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
+        if not isinstance(self.scheme, ZScore): return self._as_schemed(x)
         if not self._fuses(x): return (x-self.mean)/self.std
         return _like(x, self._fused(x.as_subclass(torch.Tensor)))
 
     def decodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
         mean,std = ((o.cpu() if x.device.type=='cpu' else o) for o in (self.mean, self.std))
-        if not x.dtype==mean.dtype==std.dtype==torch.float32: return x*std+mean
-        return _like(x, torch.addcmul(mean, x.as_subclass(torch.Tensor), std))
+        res = x*std+mean if not x.dtype==mean.dtype==std.dtype==torch.float32 else _like(x, torch.addcmul(mean, x.as_subclass(torch.Tensor), std))
+        return res if isinstance(self.scheme, ZScore) else _like(x, self.scheme.undo(res.as_subclass(torch.Tensor), len(self.axes)-1))
 
     def setups(self, dl:DataLoader):
         "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
@@ -195,6 +207,15 @@ class DatasetStats(Normalize):
                              "set up the training loader first")
         self._fit(dl)
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
+        self.scheme = self.choice.scheme
+
+# %% ../nbs/06_transform.ipynb #05c712b4
+@patch
+def _as_schemed(self:DatasetStats, x):
+    "`x` as its scheme has it: clipped (or the like), less the mean, divided by the std"
+    v = self.scheme.before(x.as_subclass(torch.Tensor), len(self.axes)-1)
+    mean,std = self.scheme.own(v, self.mean, self.std, self.pass_args['mask'])
+    return _like(x, (v-mean)/std)
 
 # %% ../nbs/06_transform.ipynb #243cfe90
 @patch
@@ -223,7 +244,7 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, (c.measured, c.provenance)) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #0b1ff504
+# %% ../nbs/06_transform.ipynb #75bb286d
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -280,7 +301,8 @@ def _guards(self:DatasetStats, dl, choice, few):
     fs = sorted([*fs, *([] if self in fs else [self])], key=lambda f: f.order)
     said = check_loader(dl, fs, trial=self.trial)
     m = choice.measured if few is None else few
-    return said if m is None else check_images(m, None if choice.kind=='custom' else choice.stats, choice.rule=='range') + said
+    given = None if choice.kind=='custom' or not isinstance(choice.scheme, ZScore) else choice.stats
+    return said if m is None else check_images(m, given, choice.rule=='range') + said
 
 @patch
 def _choose(self:DatasetStats, dl, key):
@@ -296,7 +318,7 @@ def _choose(self:DatasetStats, dl, key):
     if choice is None: choice = after_a_pass()
     if few is not None:
         again = choose_stats(dl.n, few, **self.question)  # do these numbers fit such images?
-        choice = replace(choice, stats=again.stats) if again.rule==choice.rule else after_a_pass()
+        choice = replace(choice, stats=again.stats, warnings=(*choice.warnings, *filter(None, [again.scheme.doubts(few)]))) if again.rule==choice.rule else after_a_pass()
     choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few)))
     if _ranks()[0]: return choice  # one process speaks for all
     for w in choice.warnings: warnings.warn(w)
