@@ -388,6 +388,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._by_how_much': ('policy.html#_by_how_much', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._channels': ('policy.html#_channels', 'fastai_normstats/policy.py'),
+                                         'fastai_normstats.policy._coded': ('policy.html#_coded', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._constant_text': ( 'policy.html#_constant_text',
                                                                                      'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._custom': ('policy.html#_custom', 'fastai_normstats/policy.py'),

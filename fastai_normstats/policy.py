@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Policy', 'NotMeasured', 'StatsChoice', 'choose_stats']
 
-# %% ../nbs/02_policy.ipynb #ed96cf48
-import json, os, tempfile
+# %% ../nbs/02_policy.ipynb #ed1d1973
+import json, os, re, tempfile
 from dataclasses import dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
@@ -252,13 +252,15 @@ def _unclear(case):
 _rules = dict(given=_given, scheme=_scheme, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #8ddc2733
+# %% ../nbs/02_policy.ipynb #def82eb8
 _format = 'fastai_normstats.StatsChoice'
 
 def _literal(v): return f"({', '.join(str(np.float32(o)) for o in v)}{','*(len(v)==1)})"  # the shortest that gives float32 back
 
 _cell   = 'text-align:right;padding:.15em .7em;border-bottom:1px solid rgba(128,128,128,.35)'  # grey and see-through: on white and on black
 _warned = 'max-width:60em;margin:.3em 0;padding:.1em .6em;border-left:4px solid #E69F00;background:rgba(230,159,0,.12)'
+
+def _coded(s): return re.sub(r'`([^`]+)`', r'<code>\1</code>', escape(s))
 
 def _html_row(r):
     "A row of the table of a `StatsChoice` as HTML; the numbers in use stand out by weight and background, not by colour alone"
@@ -296,10 +298,10 @@ class StatsChoice:
         return '\n'.join([f"{self.kind} statistics (rule `{self.rule}`): {self.why}", table, *[f"warning: {w}" for w in self.warnings]])
 
     def _repr_html_(self):
-        said = ''.join(f'<div style="{_warned}"><b>⚠</b> {escape(w)}</div>' for w in self.warnings)
+        said = ''.join(f'<div style="{_warned}"><b>⚠</b> {_coded(w)}</div>' for w in self.warnings)
         rows = ''.join(_html_row(r) for _,r in self.table().iterrows())
         head = ''.join(f'<th style="{_cell};font-weight:600">{escape(k.replace("_", " "))}</th>' for k in self.table().columns)
-        return (f'<div><div style="max-width:60em;margin:.4em 0"><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): {escape(self.why)}</div>'
+        return (f'<div><div style="max-width:60em;margin:.4em 0"><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): {_coded(self.why)}</div>'
                 f'{said}<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
 
 # %% ../nbs/02_policy.ipynb #c3320a9f
