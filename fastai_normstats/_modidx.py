@@ -224,6 +224,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_normstats.images.PILFloat': ('images.html#pilfloat', 'fastai_normstats/images.py'),
                                          'fastai_normstats.images.PILFloat.create': ( 'images.html#pilfloat.create',
                                                                                       'fastai_normstats/images.py'),
+                                         'fastai_normstats.images.PILFloat.dihedral': ( 'images.html#pilfloat.dihedral',
+                                                                                        'fastai_normstats/images.py'),
                                          'fastai_normstats.images.TensorImageFloat': ( 'images.html#tensorimagefloat',
                                                                                        'fastai_normstats/images.py'),
                                          'fastai_normstats.images.Windows': ('images.html#windows', 'fastai_normstats/images.py'),

@@ -10,7 +10,8 @@ import pytest
 import tifffile
 import torch
 from fastai.medical.imaging import dicom_windows
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, IntToFloatTensor, MaskBlock, PILImage, PILImageBW, Resize, TensorImage, TensorImageBW,
+from fastai.vision.all import (CategoryBlock, CropPad, DataBlock, DihedralItem, FlipItem, ImageBlock, IndexSplitter, IntToFloatTensor, MaskBlock, PILImage, PILImageBW,
+                               RandomResizedCrop, Resize, TensorImage, TensorImageBW,
                                TensorMask, ToTensor, TransformBlock, aug_transforms, get_files, get_image_files, load_learner, parent_label, vision_learner, xresnet18)
 from PIL import Image
 from pydicom.data import get_testdata_file
@@ -96,6 +97,18 @@ def test_arrays(dtype):
     a = np.array([[0, 1, 3], [0, 100, 1]]).astype(dtype)
     for o in (a, a[None], a[:, ::-1][:, ::-1]): assert np.array_equal(values(o), a.astype(np.float32))
     if a.dtype.isnative: assert np.array_equal(values(torch.from_numpy(a)), a.astype(np.float32))
+
+item_tfms = dict(resize=Resize(8), squish=Resize(8, method='squish'), pad=Resize(20, method='pad', pad_mode='zeros'), crop=CropPad(8), crop_random=RandomResizedCrop(8),
+                 flip=FlipItem(1.), dihedral=DihedralItem(1.))
+
+@pytest.mark.parametrize('name', item_tfms)
+def test_item_transforms_keep_floats(name):
+    a = np.random.default_rng(0).uniform(-3000, -1000, (16, 12)).astype(np.float32)
+    for _ in range(8):
+        y = item_tfms[name](PILFloat.create(a), split_idx=0)
+        v = np.asarray(y)
+        assert type(y) is PILFloat and y.mode=='F' and a.min()-1e-3<=v.min() and v.max()<=(0 if name=='pad' else a.max()+1e-3)
+        if name in ('flip', 'dihedral'): assert np.array_equal(np.sort(v.ravel()), np.sort(a.ravel()))
 
 def test_the_image_is_a_copy():
     a = np.zeros((2, 2), np.float32)
@@ -281,7 +294,8 @@ def test_no_such_frame(frame):
     assert 'from 0 to 0' in refusal(dicom_pixels, bundled('CT_small.dcm'), frame)
 
 def test_other_things_refused():
-    for o in (3, None, {}): assert 'give a path' in refusal(dicom_pixels, o, exc=TypeError)
+    for f in (dicom_pixels, PILFloat.create, PILDicomFloat.create):
+        for o in (3, None, {}): assert 'give a path' in refusal(f, o, exc=TypeError)
     ds = made(np.zeros((3, 4), 'u2'))
     del ds.file_meta.TransferSyntaxUID
     assert 'set `ds.file_meta.TransferSyntaxUID`' in refusal(dicom_pixels, ds)
