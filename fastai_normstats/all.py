@@ -9,3 +9,4 @@ from .block import *
 from .drift import *
 from .plot import *
 from .compare import *
+from .images import *
