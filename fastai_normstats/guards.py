@@ -151,7 +151,7 @@ def clamps(
     return (f"the pixel values run from {lo} to {hi}, and {type(light).__name__} clamps them to [0, 1], which leaves black and white: leave lighting "
             "out (`aug_transforms(max_lighting=0.)`), or bring the images to [0, 1] before it")
 
-# %% ../nbs/05_guards.ipynb #92733a2c
+# %% ../nbs/05_guards.ipynb #ecf10f9b
 def _raw(file):
     "The values in an image file of more than 8 bits, `None` for others and for what Pillow does not read"
     try:
@@ -176,8 +176,6 @@ def _cut(raw, loaded):
     if loaded.shape!=raw.shape or not (np.clip(raw, 0, 255).astype(np.uint8)==loaded).all(): return 0.
     return ((raw>255) | (raw<0) | (raw!=np.floor(raw))).mean()
 
-_remedy = "class Deep(PILImageBW): _open_args = {'mode': 'F'}` and `TransformBlock(type_tfms=Deep.create)"
-
 def clipped(
     dl  # The training loader
 )->str|None:
@@ -187,8 +185,8 @@ def clipped(
         with no_random(0, reproducible=False): found = _loading(dl, i)
         if found is None or not (share := _cut(raw := _raw(found[0]), found[1])): continue
         return (f"{Path(found[0]).name} holds values from {_num(raw.min())} to {_num(raw.max())} and is loaded as 8 bits: {share:.0%} of "
-                "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, e.g. with "
-                f"`{_remedy}` in place of `ImageBlock`")
+                "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, with "
+                "`FloatImageBlock()` in place of `ImageBlock`")
 
 # %% ../nbs/05_guards.ipynb #d589eae4
 def _said(*sentences): return [s for s in sentences if s]
