@@ -36,7 +36,8 @@ def in_hu(i, n_channels): return image(i, n_channels)*2000-1000
 
 def block(n_channels=3, images=image, tfms=None):
     def load(i): return TensorImage(torch.tensor(images(i, n_channels), dtype=torch.float32))
-    return DataBlock(TransformBlock(type_tfms=load), get_items=lambda _: range(N), n_inp=1, splitter=IndexSplitter(range(TRAIN, N)), batch_tfms=tfms)
+    return DataBlock(TransformBlock(type_tfms=load), get_items=lambda _: range(N), n_inp=1, splitter=IndexSplitter(range(TRAIN, N)),
+                     batch_tfms=tfms)
 
 def loaders(n_channels=3, images=image, tfms=None, bs=TRAIN, **kwargs):
     "Loaders whose training batch is all of the training images"
@@ -149,7 +150,8 @@ def test_before_and_after_are_the_batch(n):
 
 def test_before_and_after_with_imagenets_numbers():
     x = pixels()
-    for dls in (loaders(stats='imagenet'), block(tfms=Normalize.from_stats(*imagenet_stats, cuda=False)).dataloaders(0, num_workers=0, bs=TRAIN)):
+    plain = block(tfms=Normalize.from_stats(*imagenet_stats, cuda=False)).dataloaders(0, num_workers=0, bs=TRAIN)
+    for dls in (loaders(stats='imagenet'), plain):
         left,right = plot_before_after(dls)
         after = (x-IMAGENET[0][:,None])/IMAGENET[1][:,None]
         np.testing.assert_allclose(numbers(left), IMAGENET.T, rtol=1e-6)
@@ -237,7 +239,8 @@ def test_batch_in_colour():
             np.testing.assert_allclose(shown(axs[i,j]), want[k], atol=1e-4)
             items.append(k)
     assert items[::2]==items[1::2] and len({*items})==3
-    assert axs[0,0].get_ylabel().startswith('imagenet\n0.485, 0.456, 0.406\n± 0.229, 0.224, 0.225') and axs[1,0].get_ylabel().startswith('custom')
+    assert axs[0,0].get_ylabel().startswith('imagenet\n0.485, 0.456, 0.406\n± 0.229, 0.224, 0.225')
+    assert axs[1,0].get_ylabel().startswith('custom')
     assert all(f'{s}2.5 σ' in axs[0,0].figure.get_supxlabel() for s in ('−', ''))
 
 def test_batch_in_grey():
@@ -287,12 +290,14 @@ def test_batch_draws_into_given_axes():
     was = plt.get_fignums()
     assert (plot_batch(loaders(), n=2, axs=axs)==axs).all() and plt.get_fignums()==was
     assert '2.5 σ' in axs[1,0].get_xlabel()
-    with pytest.raises(ValueError, match='must hold 4 axes, one per candidate and image, got 6'): plot_batch(loaders(), n=2, axs=new_axes(2, 3))
+    with pytest.raises(ValueError, match='must hold 4 axes, one per candidate and image, got 6'):
+        plot_batch(loaders(), n=2, axs=new_axes(2, 3))
 
 def test_batch_refuses():
     dls = loaders()
-    for kwargs,said in ((dict(n=0), '`n` must be'), (dict(stats=('custom', 'custom')), "holds 'custom' twice"), (dict(channels=(0, 1)), '`channels` must be'),
-                        (dict(channels=(0, 1, 3)), 'from 0 to 2'), (dict(stats='imagenot'), "candidate 'imagenot'"),
+    for kwargs,said in ((dict(n=0), '`n` must be'), (dict(stats=('custom', 'custom')), "holds 'custom' twice"),
+                        (dict(channels=(0, 1)), '`channels` must be'), (dict(channels=(0, 1, 3)), 'from 0 to 2'),
+                        (dict(stats='imagenot'), "candidate 'imagenot'"),
                         (dict(stats=[([.1]*2, [.1]*2)]), "candidate 'given': the images have 3 channels")):
         with pytest.raises(ValueError, match=said): plot_batch(dls, **kwargs)
     for stats in ((), None, 3):
@@ -307,7 +312,8 @@ def test_batch_refuses():
 
 def drift(n_channels=3, alike=False):
     rows = [('GE', .02, 1.03, 'alike', 400), ('SIEMENS', -.6, .7, 'drifted', 300), ('PHILIPS', .3, 1.2, 'too few', 9)]
-    return pd.DataFrame([dict(group=g, channel=c, n=n, shift=s+(0 if alike else .1*c), std_ratio=r, verdict=v) for g,s,r,v,n in rows for c in range(n_channels)])
+    return pd.DataFrame([dict(group=g, channel=c, n=n, shift=s+(0 if alike else .1*c), std_ratio=r, verdict=v)
+                         for g,s,r,v,n in rows for c in range(n_channels)])
 
 @pytest.mark.parametrize('n', [1, 3, 6])
 def test_drift(n):
@@ -325,8 +331,8 @@ def test_drift(n):
 
 def drawn():
     "Each picture as a function of loaders and axes, and how many axes it takes"
-    return [(lambda dls, axs=None: dls.stats_choice.plot(axs=axs), 3), (plot_before_after, 2), (lambda dls, axs=None: plot_batch(dls, n=2, axs=axs), 4),
-            (lambda dls, axs=None: plot_drift(drift(), axs), 3)]
+    return [(lambda dls, axs=None: dls.stats_choice.plot(axs=axs), 3), (plot_before_after, 2),
+            (lambda dls, axs=None: plot_batch(dls, n=2, axs=axs), 4), (lambda dls, axs=None: plot_drift(drift(), axs), 3)]
 
 def test_given_axes_make_no_figure():
     dls = loaders()
