@@ -8,5 +8,6 @@ from .transform import *
 from .block import *
 from .drift import *
 from .plot import *
+from .batches import *
 from .compare import *
 from .images import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Data', 'gather', 'candidates_of', 'Job', 'jobs_of', 'plan_of', 'Store', 'run_all']
 
-# %% ../nbs/10_runs.ipynb #2f02a0d3
+# %% ../nbs/10_runs.ipynb #9145e69d
 import gc, hashlib, json, tempfile, time, traceback, warnings
 from collections.abc import Mapping
 from copy import copy, deepcopy
@@ -30,9 +30,9 @@ from .drift import _of_each, _same, used_stats
 from .measure import _first_line, _item_at
 from .policy import StatsChoice, _write_json
 from .running import NormStats
-from .schemes import Scheme, ZScore, schemes
+from .schemes import Scheme, ZScore
 from .stable import digest, stable
-from .transform import DatasetStats
+from .transform import DatasetStats, _asking, _name_of
 
 # %% ../nbs/10_runs.ipynb #675a68b7
 def _classes_of(dsets):
@@ -125,18 +125,7 @@ def _fewer(data, train, n, seed):
                          f"of the {len(train):,} training images, got {n!r}")
     return sorted(train_test_split(train, train_size=n, stratify=data.y[train], random_state=seed)[0])
 
-# %% ../nbs/10_runs.ipynb #13a11e5a
-def _name_of(c):
-    "What to call a candidate that was given without a name"
-    if isinstance(c, str): return c
-    if isinstance(c, StatsChoice): c = c.stats
-    if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
-    return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)  # a number that all channels share once
-
-def _asking(c):
-    "The keyword of `DatasetStats` that candidate `c` is for"
-    return dict(scheme=c) if isinstance(c, Scheme) or isinstance(c, str) and c in schemes else dict(stats=c)
-
+# %% ../nbs/10_runs.ipynb #0af65e57
 def candidates_of(
     stats,    # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes
     own:dict  # Other keywords of `DatasetStats`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #24054978
+# %% ../nbs/06_transform.ipynb #c58b3cc8
 import os, warnings
 from copy import copy
 from dataclasses import replace
@@ -24,8 +24,8 @@ from .guards import check_images, check_loader
 from .measure import _check_pass, _unwrapped, check_indexed, look_at, measure_stats
 from .models import model_stats
 from .policy import NotMeasured, Policy, StatsChoice, _asked_scheme, _named, choose_stats
-from .running import _jointly, _ranks
-from .schemes import ZScore
+from .running import NormStats, _jointly, _ranks
+from .schemes import Scheme, ZScore, schemes
 from .stable import Unstable
 
 # %% ../nbs/06_transform.ipynb #05ad529a
@@ -228,11 +228,22 @@ def _fuses(self:DatasetStats, x):
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
-# %% ../nbs/06_transform.ipynb #b9c632e9
+# %% ../nbs/06_transform.ipynb #6f0e5d07
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'custom-image', 'pretrained')
     return stats if isinstance(stats, StatsChoice) or isinstance(stats, str) and stats in choose_words else _named(stats)
+
+def _asking(c):
+    "The keyword of `DatasetStats` that candidate `c` is for"
+    return dict(scheme=c) if isinstance(c, Scheme) or isinstance(c, str) and c in schemes else dict(stats=c)
+
+def _name_of(c):
+    "What to call a candidate that was given without a name"
+    if isinstance(c, str): return c
+    if isinstance(c, StatsChoice): c = c.stats
+    if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
+    return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)  # a number that all channels share once
 
 _parts = dict(items='training items', n='number of items', load='how an item is loaded', item_tfms='item transforms',
               before='transforms before collating', batch='batch transforms')

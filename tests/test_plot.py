@@ -278,7 +278,7 @@ def test_batch_numbers_are_those_of_what_is_shown():
 
 def test_batch_calls_the_transform(monkeypatch):
     "A candidate that is another scheme is shown as it acts, and no numbers are claimed for it"
-    monkeypatch.setattr('fastai_normstats.plot._candidate_tfm', lambda choice, c: OfEachImage([.5], [.5]))
+    monkeypatch.setattr('fastai_normstats.batches._candidate_tfm', lambda choice, c: OfEachImage([.5], [.5]))
     (ax,), = plot_batch(loaders(1), {'each': 'custom'}, n=1)
     np.testing.assert_allclose((shown(ax).mean(), shown(ax).std()), (0, 1), atol=1e-5)
     assert '0.500' not in ax.get_ylabel() and ax.get_ylabel().startswith('each\n')
@@ -298,7 +298,7 @@ def test_batch_refuses():
     for kwargs,said in ((dict(n=0), '`n` must be'), (dict(stats=('custom', 'custom')), "holds 'custom' twice"),
                         (dict(channels=(0, 1)), '`channels` must be'), (dict(channels=(0, 1, 3)), 'from 0 to 2'),
                         (dict(stats='imagenot'), "candidate 'imagenot'"),
-                        (dict(stats=[([.1]*2, [.1]*2)]), "candidate 'given': the images have 3 channels")):
+                        (dict(stats=[([.1]*2, [.1]*2)]), "candidate '0.1 / 0.1': the images have 3 channels")):
         with pytest.raises(ValueError, match=said): plot_batch(dls, **kwargs)
     for stats in ((), None, 3):
         with pytest.raises(TypeError, match='`stats` must be a list'): plot_batch(dls, stats)
