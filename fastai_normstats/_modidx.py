@@ -117,6 +117,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastai_normstats.cli': { 'fastai_normstats.cli.CliError': ('cli.html#clierror', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._Parser': ('cli.html#_parser', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._Parser.error': ('cli.html#_parser.error', 'fastai_normstats/cli.py'),
+                                      'fastai_normstats.cli._block': ('cli.html#_block', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._builder': ('cli.html#_builder', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._check_outputs': ('cli.html#_check_outputs', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._cmd_check': ('cli.html#_cmd_check', 'fastai_normstats/cli.py'),

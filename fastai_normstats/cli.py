@@ -97,17 +97,34 @@ def _parser():
     demo.set_defaults(plot='normstats-demo.png')
     return p
 
-# %% ../nbs/11_cli.ipynb #fe188567
-def _images(path):
+# %% ../nbs/11_cli.ipynb #400732c1
+_dicom = ('.dcm', '.dicom')
+
+def _images(path, also=_dicom):
     "All image files below `path`; an unreadable folder is an error here, where fastai's `get_image_files` would pass it over"
     def stop(e): raise CliError(f"cannot read folder {e.filename}: {e.strerror}")
     if not path.exists(): raise CliError(f"no such folder: {path}")
     if not path.is_dir(): raise CliError(f"not a folder: {path} (give the folder that holds the images)")
     from fastai.data.transforms import image_extensions
     found = [Path(d)/f for d,subs,files in os.walk(path, onerror=stop) if not subs.sort() for f in sorted(files)
-             if not f.startswith('.') and Path(f).suffix.lower() in image_extensions]
-    if not found: raise CliError(f"no images in {path}: looked for files like .jpg, .png, .tif there and in its subfolders")
+             if not f.startswith('.') and Path(f).suffix.lower() in {*image_extensions, *also}]
+    if not found: raise CliError(f"no images in {path}: looked for files like .jpg, .png, .tif{', .dcm'*bool(also)} there and in its subfolders")
     return found
+
+def _block(items, n_channels=None):
+    "How to load these files, and a word on it: DICOM, 16-bit and float files in their own units, others in 8 bits, for `n_channels`"
+    from fastai.vision.core import PILImage, PILImageBW
+    from fastai.vision.data import ImageBlock
+    from PIL import Image
+    from fastai_normstats.images import FloatImageBlock, PILDicomFloat
+    n = sum(f.suffix.lower() in _dicom for f in items)
+    if 0<n<len(items): raise CliError(f"{n:,} of the {len(items):,} images are DICOM and the others are not: give a folder of one kind")
+    if n: return FloatImageBlock(PILDicomFloat), ' (DICOM, in the units of the files)'
+    try:
+        with Image.open(items[0]) as im: deep = im.mode[0] in 'IF'
+    except (OSError, SyntaxError, ValueError): deep = False  # the measurement will name it
+    if deep: return FloatImageBlock(), ' (more than 8 bits, in the units of the files)'
+    return ImageBlock(PILImageBW if n_channels==1 else PILImage), ''
 
 def _splitter(args, path):
     "A random part for validation, or everything outside the training folder"
@@ -118,16 +135,16 @@ def _splitter(args, path):
     inside = os.path.join(os.path.abspath(train), '')
     return FuncSplitter(lambda f: not os.path.abspath(f).startswith(inside))
 
-# %% ../nbs/11_cli.ipynb #5b7413f3
+# %% ../nbs/11_cli.ipynb #c8b7f721
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats` and return the choice"
     items = _images(path)
     from fastai.data.block import DataBlock
     from fastai.vision.augment import Resize
-    from fastai.vision.data import ImageBlock
     import fastai_normstats.block
-    db = DataBlock(ImageBlock, n_inp=1, splitter=_splitter(args, path), item_tfms=Resize(args.size, method='squish'))
-    print(f"{len(items):,} images in {name}", flush=True)
+    block,how = _block(items)
+    db = DataBlock(block, n_inp=1, splitter=_splitter(args, path), item_tfms=Resize(args.size, method='squish'))
+    print(f"{len(items):,} images in {name}{how}", flush=True)
     db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=not args.no_cache, scheme=args.scheme,
                  verbose=sys.stdout.isatty(), num_workers=_workers())
     return db.stats_choice
@@ -199,7 +216,7 @@ def _cmd_demo(args):
         args.no_cache = True  # this folder will not be seen again
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #c0a846ea
+# %% ../nbs/11_cli.ipynb #0f7ec836
 @contextmanager
 def _printed_warnings():
     "The user's warnings of what is done here, printed a line each once it is done"
@@ -223,11 +240,9 @@ def _cmd_check(args):
     _check_outputs(plot=args.plot)
     from fastai.data.block import DataBlock
     from fastai.vision.augment import Resize
-    from fastai.vision.core import PILImage, PILImageBW
-    from fastai.vision.data import ImageBlock
     import fastai_normstats.block, fastai_normstats.drift
-    kind = PILImageBW if len(choice.stats.mean)==1 else PILImage
-    db = DataBlock(ImageBlock(kind), n_inp=1, splitter=lambda o: (range(len(o)), []), item_tfms=Resize(_size_of(choice, args), method='squish'))
+    n_channels = choice.measured.n_channels if choice.measured is not None else len(choice.stats.mean)
+    db = DataBlock(_block(items, n_channels)[0], n_inp=1, splitter=lambda o: (range(len(o)), []), item_tfms=Resize(_size_of(choice, args), method='squish'))
     dls = db.dataloaders(items, num_workers=_workers())
     dls.fit_stats(stats=choice, cache=False, verbose=False)
     by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
@@ -280,7 +295,7 @@ def _print_stats(name, s, row):
     print(f"{name}{f' ({s.domain})' if s.domain else ''}\nmean:   {_nums(s.mean)}\nstd:    {_nums(s.std)}\n"
           f"for:    images from {s.value_range[0]:g} to {s.value_range[1]:g}, {len(s.mean)} channel{'s'*(len(s.mean)!=1)}{size}\nsource: {s.source}")
 
-# %% ../nbs/11_cli.ipynb #6090ff6c
+# %% ../nbs/11_cli.ipynb #5a8f1119
 def _builder(name, pretrained):
     "The torchvision function called `name`; its weights are there, or fetched now, before the first run"
     from difflib import get_close_matches
@@ -321,7 +336,7 @@ def _compare(args, items):
 
 def _cmd_compare(args):
     "Compare, print the verdict and the table, write what was asked for; 1 if no run finished"
-    items = _images(Path(args.path))
+    items = _images(Path(args.path), also=())
     _check_outputs(args.out, args.plot)
     classes = Counter(f.parent.name for f in items)
     print(f"{len(items):,} images in {args.path}: {', '.join(f'{n:,} {k}' for k,n in sorted(classes.items()))}", flush=True)
