@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_before_after', 'plot_batch']
 
-# %% ../nbs/09_batches.ipynb #63f8f1a5
+# %% ../nbs/09_batches.ipynb #b61cf15d
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,7 +21,7 @@ from .plot import (_axes, _black, _channel_colors, _coarser, _colors, _draw_rows
                                    _style, _value, _with_rows)
 from .policy import NotMeasured, StatsChoice, choose_stats
 from .running import NormStats
-from .schemes import Scheme
+from .schemes import Scheme, ZScore
 from .transform import DatasetStats, _asking, _name_of
 
 # %% ../nbs/09_batches.ipynb #d1a146ea
@@ -126,7 +126,7 @@ def _draw_side(ax, values, rows, looks, span, title, xlabel, normal, n_rows):
     top = _draw_values(ax, values[:1] if alike else values, looks, span, normal)
     _draw_rows(ax, top, rows+[('N(0, 1)', 0., 1., '#777777', 'o', '--', None)]*normal, n_rows=n_rows)
 
-# %% ../nbs/09_batches.ipynb #00b8af7f
+# %% ../nbs/09_batches.ipynb #976f5fac
 def plot_before_after(
     dls:DataLoaders,     # Loaders with a `DatasetStats` or any other Normalize
     axs=None,            # Two axes to draw into; `None`: a new figure
@@ -144,7 +144,7 @@ def plot_before_after(
         axs = _axes(axs, 2, 'one for before and one for after', figsize or (10, .8+1.5*(1.1+_row*n_rows)))
         what = 'what is subtracted ± divided by' if fixed else "the batch's mean ± std"
         _draw_side(axs[0], before, left, looks, _span(before), f'before: {what}{which}', 'value before normalisation', False, n_rows)
-        _draw_side(axs[1], after, right, looks, _span(after), "after: the batch's mean ± std", 'value after normalisation (σ)', True,
+        _draw_side(axs[1], after, right, looks, _span(after), "after: the batch's mean ± std", 'value after normalisation', True,
                    n_rows)
         axs[0].set_ylabel('density', y=0, ha='left')
     return axs
@@ -157,7 +157,12 @@ def _candidate_tfm(choice, candidate):
     if candidate!='auto': choice = choose_stats(choice.n_images, choice.measured, choice.model, **_asking(candidate))
     return DatasetStats(*choice.stats, scheme=choice.scheme)
 
-# %% ../nbs/09_batches.ipynb #541716db
+# %% ../nbs/09_batches.ipynb #7613180b
+def _usual(choice, n_channels):
+    "The candidates that are drawn where none are named"
+    other = {} if isinstance(choice.scheme, ZScore) else {choice.scheme.name: 'auto'}
+    return {**({'imagenet': 'imagenet'} if n_channels==3 and choice.rule!='range' else {}), **({'custom': 'custom'} if choice.measured else {'used': 'auto'}), **other}
+
 def _candidates(choice, stats):
     "A transform a candidate, by name"
     if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
@@ -168,7 +173,7 @@ def _candidates(choice, stats):
         if name in res: raise ValueError(f"`stats` holds {name!r} twice: give a dict, name → candidate")
         try: res[name] = _candidate_tfm(choice, c)
         except NotMeasured as e:
-            raise ValueError(f"candidate {name!r} needs measured statistics: call `dls.fit_stats(measure=True)` first") from e
+            raise ValueError(f"candidate {name!r} needs measured statistics: fit again with `measure=True` added") from e
         except ValueError as e: raise ValueError(f"candidate {name!r}: {e}") from e
     return res
 
@@ -203,10 +208,10 @@ def _show(ax, x):
     ax.spines[:].set_visible(False)
     return im
 
-# %% ../nbs/09_batches.ipynb #eeac6d9e
+# %% ../nbs/09_batches.ipynb #55aa9ab5
 def plot_batch(
     dls:DataLoaders,               # Loaders that were fitted: candidates are made with their `stats_choice`
-    stats=('imagenet', 'custom'),  # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes
+    stats=None,                    # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes; `None`: ImageNet's if they fit, the data's own, and what is used
     n:int=4,                       # Training images, a random sample
     channels:tuple=None,           # One channel to show in grey or three in colour; `None`: the first three, or the first
     axs=None,                      # Axes to draw into, one per candidate and image, row by row; `None`: a new figure
@@ -217,7 +222,8 @@ def plot_batch(
     if dls.stats_choice is None:
         raise ValueError("these loaders have no `stats_choice` to make candidates with: call `dls.fit_stats()` first")
     if type(n) is not int or n<1: raise ValueError(f"`n` must be a whole number of images from 1, got {n!r}")
-    tfms,xs = _candidates(dls.stats_choice, stats),_images(dl, n)
+    xs = _images(dl, n)
+    tfms = _candidates(dls.stats_choice, _usual(dls.stats_choice, len(xs[0])) if stats is None else stats)
     channels = _channels_to_show(len(xs[0]), channels)
     with _look(axs):
         new,shape = axs is None,(len(tfms), len(xs))

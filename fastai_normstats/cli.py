@@ -135,7 +135,7 @@ def _splitter(args, path):
     inside = os.path.join(os.path.abspath(train), '')
     return FuncSplitter(lambda f: not os.path.abspath(f).startswith(inside))
 
-# %% ../nbs/11_cli.ipynb #c8b7f721
+# %% ../nbs/11_cli.ipynb #e91e1dd8
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats` and return the choice"
     items = _images(path)
@@ -145,7 +145,7 @@ def _fit(args, path, name):
     block,how = _block(items)
     db = DataBlock(block, n_inp=1, splitter=_splitter(args, path), item_tfms=Resize(args.size, method='squish'))
     print(f"{len(items):,} images in {name}{how}", flush=True)
-    db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=not args.no_cache, scheme=args.scheme,
+    db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=not args.no_cache, scheme=args.scheme, measure=args.scheme=='lrn',
                  verbose=sys.stdout.isatty(), num_workers=_workers())
     return db.stats_choice
 
@@ -216,7 +216,7 @@ def _cmd_demo(args):
         args.no_cache = True  # this folder will not be seen again
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #0f7ec836
+# %% ../nbs/11_cli.ipynb #e0df5f98
 @contextmanager
 def _printed_warnings():
     "The user's warnings of what is done here, printed a line each once it is done"
@@ -243,7 +243,7 @@ def _cmd_check(args):
     import fastai_normstats.block, fastai_normstats.drift
     n_channels = choice.measured.n_channels if choice.measured is not None else len(choice.stats.mean)
     db = DataBlock(_block(items, n_channels)[0], n_inp=1, splitter=lambda o: (range(len(o)), []), item_tfms=Resize(_size_of(choice, args), method='squish'))
-    dls = db.dataloaders(items, num_workers=_workers())
+    dls = db.dataloaders(items, bs=min(64, len(items)), num_workers=_workers())
     dls.fit_stats(stats=choice, cache=False, verbose=False)
     by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
     against = 'used' if choice.measured is None else 'train'
@@ -376,3 +376,6 @@ def main(
     except (CliError, ValueError, TypeError, OSError) as e: print(f'normstats: {_one_line(e)}', file=sys.stderr); return 1
     except Exception as e: print(f'normstats: {type(e).__name__}: {_one_line(e)}', file=sys.stderr); return 1
     return status
+
+# %% ../nbs/11_cli.ipynb #7d9698c0
+if __name__=='__main__': sys.exit(main())

@@ -43,7 +43,7 @@ def _same(a, b):
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     return all(len(x)==len(y) and all(math.isclose(*o, rel_tol=1e-5, abs_tol=1e-7) for o in zip(x, y)) for x,y in zip(a, b))
 
-# %% ../nbs/08_drift.ipynb #4ad5b96c
+# %% ../nbs/08_drift.ipynb #e25d3cf6
 def _rows(m, used, training, policy):
     "A dict a channel: how measured images `m` differ from the statistics `used`, which rest on `training` where they were measured"
     shift,ratio,shift_se,ratio_se = _difference(m, used)
@@ -68,7 +68,7 @@ def _reference(used, choice, against, plain):
     if against=='used': return used, m if m is not None and _same((m.mean.tolist(),), (used.mean,)) else None
     if m is None:
         instead = "compare with `against='used'`, or " if plain else ''
-        raise ValueError(f"nothing was measured on the training images: {instead}fit with `measure=True`")
+        raise ValueError(f"nothing was measured on the training images: {instead}fit again with `measure=True` added")
     return NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source='measured on the training images'), m
 
 def _loader_of(dls, dl):
@@ -104,15 +104,15 @@ def _groups(dl, by):
         res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res
 
-# %% ../nbs/08_drift.ipynb #8e50a5a5
+# %% ../nbs/08_drift.ipynb #d60881f3
 @patch
 def check_stats(self:DataLoaders,
     dl=None,              # A loader, a folder or items; `None`: the validation loader
     by=None,              # Function from an item (a path, a row…) to its group (scanner, hospital…), or a column: rows a group; `None`: all together
     against:str='used',   # Compare with the statistics in `'used'`, or with what was measured on the training images (`'train'`)
     tol:float=.01,        # These as in `measure_stats`
-    mask=None,
-    nonfinite:str='error',
+    mask=None,            # `None`: the one of the fit
+    nonfinite:str=None,   # `None`: as in the fit
     seed:int=0,
     verbose:bool=True
 )->pd.DataFrame:
@@ -121,6 +121,7 @@ def check_stats(self:DataLoaders,
     if used is None: raise ValueError("these loaders are not normalised, so there is nothing to compare with: call `dls.fit_stats()` first")
     dl,choice = _loader_of(self, dl),getattr(tfm, 'choice', None)
     policy = tfm.question['policy'] if choice is not None else Policy()
+    mask,nonfinite = _as_fitted(tfm, mask, nonfinite)
     used,training = _reference(used, choice, against, isinstance(getattr(tfm, 'scheme', ZScore()), ZScore))
     said,res = [*check_loader(self.train), *([s] if (s := clipped(_unwrapped(dl))) else [])],[]
     for group,among in ({None: None} if by is None else _groups(dl, by)).items():
@@ -128,10 +129,20 @@ def check_stats(self:DataLoaders,
         said += check_images(m, None if training else used) + [s for s in [constant(m)] if s]
         if (fit := _for_channels(used, m.n_channels)) is None: raise ValueError(_other_channels(m, used))
         res += [dict(group=group, **r) for r in _rows(m, fit, training, policy)]
+    if getattr(tfm, 'scheme', ZScore()).masked:
+        said.append("each image is normalised on its own: what the table shows of brightness and contrast does not reach the network")
     for s in dict.fromkeys(said): warnings.warn(s)
     if verbose and choice is not None and choice.measured is not None and training is None: print(_not_the_training_images(choice))
     df = pd.DataFrame(res).astype({'n_needed': 'Int64'})
     return df if by else df.drop(columns='group')
+
+def _as_fitted(tfm, mask, nonfinite):
+    "`mask` and `nonfinite`, or those of the fit; a warning where that had a mask which is not known any more"
+    args,choice = getattr(tfm, 'pass_args', {}),getattr(tfm, 'choice', None)
+    had = choice.provenance.get('mask') if choice is not None else None
+    if mask is None and args.get('mask') is None and had:
+        warnings.warn(f"the statistics were measured with `mask={had}`, which was not kept: give `mask=` again, or pixels are compared that did not count")
+    return mask or args.get('mask'), nonfinite or args.get('nonfinite') or 'error'
 
 def _not_the_training_images(choice):
     "A reminder of what other statistics in use than the data's own mean for the table"

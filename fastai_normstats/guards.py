@@ -44,7 +44,7 @@ def _spans(m, lo, hi):
 
 def _each(v): return ', '.join(dict.fromkeys(_num(o) for o in v.tolist()))
 
-# %% ../nbs/05_guards.ipynb #ede1b643
+# %% ../nbs/05_guards.ipynb #b271053f
 def unscaled(m)->str|None:
     "8-bit images that nobody divided by 255?"
     lo,hi = _ends_of(m)
@@ -54,7 +54,8 @@ def unscaled(m)->str|None:
 
 def unused_range(m)->str|None:
     "Values on under a tenth of the range they should fill?"
-    (lo,hi),(a,b) = m.value_range,_ends_of(m)
+    a,b = _ends_of(m)
+    lo,hi = (0., 1.) if 0<=a and b<=1 else m.value_range
     if not 0<(b-a)/(hi-lo)<.1: return None
     return (f"the pixel values use {(b-a)/(hi-lo):.1%} of the range from {_num(lo)} to {_num(hi)} ({_num(a)} to {_num(b)}): were they "
             "divided by too much, such as 12-bit values by 65535? Divide by the largest value that they can have, here 4095")

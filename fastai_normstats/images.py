@@ -131,7 +131,7 @@ class PILFloat(PILBase):
         "For `DihedralItem`; fastai gives it to `PILImage` alone"
         return self if k==0 else self.transpose(k-1)
 
-# %% ../nbs/12_images.ipynb #932489b4
+# %% ../nbs/12_images.ipynb #f0e12188
 def _pydicom():
     "pydicom, which nothing else here needs"
     try: import pydicom
@@ -160,7 +160,7 @@ def _named(fn):
     except (ImportError, OSError): raise
     except Exception as e:
         if name in str(e): raise
-        raise ValueError(f"{name} is damaged ({_reason(e)}): get the file again") from e
+        raise ValueError(f"{name} is damaged or incomplete ({_reason(e)}): get the file again, or mend it with pydicom") from e
 
 # %% ../nbs/12_images.ipynb #08c42c65
 _pixel_words = ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData')
@@ -188,7 +188,7 @@ def _decoded(src, ds, frame, name):
     try: return pixel_array(_stream(src), index=frame)
     except Exception as e: raise ValueError(_why_not(ds, name, e)) from e
 
-# %% ../nbs/12_images.ipynb #eebe3e3c
+# %% ../nbs/12_images.ipynb #2f4f66e4
 def _missing(decoder):
     "The package that brings `decoder` something to decode with, `None` if it has all"
     plugins = {s.split(' - ')[0] for s in decoder.missing_dependencies}
@@ -204,7 +204,7 @@ def _why_not(ds, name, e):
     package = _missing(decoder)
     if not decoder.is_available:
         return f"the pixels of {name} are compressed as {syntax.name}, which nothing installed decodes: `pip install {package}`"
-    if not syntax.is_encapsulated: return f"{name} is cut short or damaged ({_reason(e)}): get the file again"
+    if not syntax.is_encapsulated: return f"{name} is cut short, damaged or incomplete ({_reason(e)}): get the file again, or mend it with pydicom"
     more = f", or `pip install {package}`, which decodes more kinds" if package else ''
     return f"cannot decode the pixels of {name}, compressed as {syntax.name} ({_reason(e)}): get the file again{more}"
 
@@ -275,11 +275,11 @@ class DicomFrame(NamedTuple):
     file: str|os.PathLike
     frame: int
 
-# %% ../nbs/12_images.ipynb #12ef780c
+# %% ../nbs/12_images.ipynb #e55faaaa
 def dicom_frames(
     files  # DICOM files
 )->L:
-    "Items for `PILDicomFloat`: each file of one frame, and a pair `(file, frame)` for every frame of the others; reads headers only"
+    "Items for `PILDicomFloat`: each file of one frame, and a pair `(file, frame)` (label it by `o.file`) for every frame of the others; reads headers only"
     def frames(f):
         with _named(f): n = _n_frames(_dataset(f, _name(f), stop_before_pixels=True, specific_tags=['NumberOfFrames']))
         return [f] if n==1 else [DicomFrame(f, i) for i in range(n)]
@@ -293,11 +293,17 @@ class PILDicomFloat(PILFloat):
         known = isinstance(fn, (torch.Tensor, np.ndarray, Image.Image))
         return _values(fn, **kwargs) if known else dicom_pixels(fn, **kwargs)
 
-# %% ../nbs/12_images.ipynb #f90bd794
+# %% ../nbs/12_images.ipynb #4ed6f139
 def _is_window(o):
     "Is `o` a pair (width, level) of numbers with a width above 0?"
     if not isinstance(o, (tuple, list)) or len(o)!=2: return False
     return all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in o) and o[0]>0
+
+class _Reader(ItemTransform):
+    "The type transform of a `FloatImageBlock`, which knows the block's windows: fastai keeps one batch transform of a class for all blocks"
+    windows = None
+
+def _windows_of(tl): return next((f.windows for f in tl.tfms.fs if isinstance(f, _Reader)), None)
 
 class Windows(DisplayedTransform):
     "One channel in [0, 1] for each of the (width, level) `windows` of a batch of one-channel images, e.g. in HU"
@@ -308,25 +314,38 @@ class Windows(DisplayedTransform):
         if not isinstance(windows, (list, tuple, L)) or not len(windows) or not all(map(_is_window, windows)):
             raise ValueError("`windows` must be a list of (width, level) pairs with widths above 0, e.g. [(1500, -600), (350, 50)], "
                              f"got {windows!r}")
-        self.windows,self.n_inp = [(float(w), float(l)) for w,l in windows],1
+        self.windows = [(float(w), float(l)) for w,l in windows]
+        self.each = [self.windows]  # of each input
 
-    def setups(self, dl): self.n_inp = getattr(getattr(dl, 'dataset', None), 'n_inp', 1)
+    def setups(self, dl):
+        ds = getattr(dl, 'dataset', None)
+        n_inp,own = getattr(ds, 'n_inp', 1),[_windows_of(tl) for tl in getattr(ds, 'tls', [])]
+        if any(own[n_inp:]): raise ValueError("`windows` of a block for a target are not applied: window targets in `get_y`, or leave them out")
+        self.each = own[:n_inp] if any(own) else [self.windows]*n_inp
 
     def __call__(self, b, **kwargs):
         if not isinstance(b, tuple): return super().__call__(b, **kwargs)
-        return (*super().__call__(b[:self.n_inp], **kwargs), *b[self.n_inp:])
+        return (*(self._of_input(o, w) for o,w in zip(b, self.each)), *b[len(self.each):])
 
-    def encodes(self, x:TensorImage)->TensorImage:
+    def _of_input(self, x, windows): return self._windowed(x, windows) if windows and isinstance(x, TensorImage) else x
+
+    def encodes(self, x:TensorImage)->TensorImage: return self._windowed(x, self.windows)
+
+    def _windowed(self, x, windows):
         if x.ndim<4 or x.shape[1]!=1:
             raise ValueError(f"Windows takes batches (B, 1, H, W) of one channel, got shape {tuple(x.shape)}: load them with "
                              "`FloatImageBlock`")
-        parts = [(x-(level-width/2)).div_(width).clamp_(0, 1) for width,level in self.windows]
+        parts = [(x-(level-width/2)).div_(width).clamp_(0, 1) for width,level in windows]
         return parts[0] if len(parts)==1 else torch.cat(parts, 1).as_subclass(TensorImage)
 
-# %% ../nbs/12_images.ipynb #1e2c5b99
+# %% ../nbs/12_images.ipynb #b185adbd
 def FloatImageBlock(
     cls=PILFloat,      # `PILFloat`, `PILDicomFloat` or a subclass
     windows:list=None  # (width, level) pairs that become the channels, see `Windows`; `None`: one channel in the units of the file
 )->TransformBlock:
     "A `TransformBlock` for images in their own units, without a division by 255"
-    return TransformBlock(type_tfms=ItemTransform(cls.create), batch_tfms=None if windows is None else Windows(windows))
+    if not (isinstance(cls, type) and issubclass(cls, PILFloat)):
+        raise TypeError(f"`cls` must be `PILFloat`, `PILDicomFloat` or a subclass, got {cls!r}: `windows=` come second")
+    read,batch = _Reader(cls.create),None if windows is None else Windows(windows)
+    if batch: read.windows = batch.windows
+    return TransformBlock(type_tfms=read, batch_tfms=batch)

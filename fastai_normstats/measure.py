@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['before_normalize', 'input_images', 'ReadError', 'check_indexed', 'measure_stats', 'handful', 'look_at']
 
-# %% ../nbs/03_measure.ipynb #6385d0cc
+# %% ../nbs/03_measure.ipynb #1c54c8b9
 import hashlib, math, random, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage, no_random
 from fasttransform import Pipeline
 
-from .moments import NonFiniteError
+from .moments import NonFiniteError, every
 from .running import RunningStats, _jointly, _ranks
 
 # %% ../nbs/03_measure.ipynb #8b3bf0d3
@@ -99,7 +99,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #96c8d662
+# %% ../nbs/03_measure.ipynb #679038a2
 def check_indexed(
     dl  # A loader
 ):
@@ -120,18 +120,27 @@ def _once_each(dl, seed, max_images=None, rank=0, size=1, among=None, **kwargs):
     return loader,idxs
 
 def _extremes(x):
-    "Lowest and highest finite value of `x`, `None` where there is none"
+    "Lowest and highest finite value of `x`, and where nearly all of each image's pixels end; `None` where there is none"
     if x.is_complex(): return None  # refused a moment later
     if not x.is_floating_point(): x = x.to(torch.float64)  # uint16 has no minimum
-    x = x if not x.numel() or math.isfinite(float(x.max()-x.min())) else x[x.isfinite()]
-    return (float(x.min()), float(x.max())) if x.numel() else None
+    x = x.where(x.isfinite(), torch.nan)
+    v = x[x==x]
+    if not v.numel(): return None
+    v,some = (float(v.min()), float(v.max())),x.flatten(min(2, x.ndim-1))
+    some = some[...,::every(some.shape[-1], x.shape[-1], 2000)]
+    n = some.shape[-1]
+    q = max(2, n//1000)/(n-1) if n>=100 else 0.  # stuck pixels do not count
+    lo,hi = ((o[o==o].min() if k==0 else o[o==o].max()).item() for k,o in enumerate(some.as_subclass(torch.Tensor).nanquantile(torch.tensor([q, 1-q], dtype=x.dtype, device=x.device), dim=-1)))
+    return (*v, lo, hi)
 
 def _hist_range(extremes):
-    "The histogram's range, from those of a first batch: [0, 1] or [0, 255] where values keep to it, else theirs and a tenth on either side"
-    extremes = [o for o in extremes if o] or [(0., 1.)]
-    lo,hi = min(a for a,_ in extremes),max(b for _,b in extremes)
-    if lo>=0 and (hi<=1 or 25.5<hi<=255): return (0., 1.) if hi<=1 else (0., 255.)
-    return lo-.1*(hi-lo)-1, hi+.1*(hi-lo)+1
+    "The histogram's range, from `_extremes` of a first batch: [0, 1] or [0, 255] where values fill it, else where they lie and a tenth on either side"
+    extremes = [o for o in extremes if o] or [(0., 1., 0., 1.)]
+    (a,b),(lo,hi) = ((min(o[i] for o in extremes), max(o[i+1] for o in extremes)) for i in (0, 2))
+    if a>=0 and (b<=1 or 25.5<b<=255) and not 0<b-a<1/16: return (0., 1.) if b<=1 else (0., 255.)
+    span = hi-lo or math.inf
+    lo,hi = max(a, lo-3*span),min(b, hi+3*span)
+    return (lo-.1*(hi-lo), hi+.1*(hi-lo)) if hi>lo else (lo-1, hi+1)
 
 def _counting(nonfinite, value_range):
     "An empty `RunningStats` whose histogram resolves 8-bit steps, or a thousandth of a wider range"

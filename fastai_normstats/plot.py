@@ -152,7 +152,7 @@ def _bar(r):
     if r.candidate=='minmax': return (low+high)/2, (high-low)/2, f'{_value(low)} to {_value(high)}'
     return r.mean, r.std, f'{_value(r.mean)} ± {_value(r.std)}' + (f', clipped to {_value(low)} to {_value(high)}' if low==low else '')
 
-# %% ../nbs/09_plot.ipynb #b88ed197
+# %% ../nbs/09_plot.ipynb #d5ce8cfc
 def _draw_panel(ax, self, title, channels, labels):
     "Histogram and candidates of `channels`, which are one or all alike"
     n,m = self.measured.n_channels,self.measured
@@ -169,7 +169,7 @@ def plot(self:StatsChoice,
     figsize:tuple=None   # Inches; `None`: 10 wide at most
 ):
     "Histogram of each channel's training pixels with the mean ± std of every candidate; returns the axes"
-    if self.measured is None: raise ValueError("nothing was measured for this choice, so there is nothing to plot: fit with `measure=True`")
+    if self.measured is None: raise ValueError("nothing was measured for this choice, so there is nothing to plot: fit again with `measure=True` added")
     m = self.measured
     panels = [(name, [c]) for c,name in enumerate(_names(m.n_channels))]
     if _all_alike(m) and (axs is None or np.size(axs)==1): panels = [('all channels, which are the same', [*range(m.n_channels)])]

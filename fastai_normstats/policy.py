@@ -252,7 +252,7 @@ def _unclear(case):
 _rules = dict(given=_given, scheme=_scheme, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #def82eb8
+# %% ../nbs/02_policy.ipynb #feb7a7d2
 _format = 'fastai_normstats.StatsChoice'
 
 def _literal(v): return f"({', '.join(str(np.float32(o)) for o in v)}{','*(len(v)==1)})"  # the shortest that gives float32 back
@@ -291,7 +291,8 @@ class StatsChoice:
         if isinstance(self.scheme, ZScore): return f"Normalize.from_stats({mean}, {std})  # {'custom' if self.kind=='custom' else self._label(self.stats)}, {of}"
         args = [f"{f.name}={v!r}" for f in fields(self.scheme) if (v := getattr(self.scheme, f.name))!=f.default and f.name!='limits']
         if self.scheme.limits: args.append(f"limits=({', '.join(map(_literal, self.scheme.limits))})")
-        return f"DatasetStats({mean}, {std}, scheme={type(self.scheme).__name__}({', '.join(args)}))  # {of}"
+        mask = f", mask={self.provenance['mask'].strip('<>')}" if self.scheme.masked and self.provenance.get('mask') else ''
+        return f"DatasetStats({mean}, {std}, scheme={type(self.scheme).__name__}({', '.join(args)}){mask})  # {of}"
 
     def __repr__(self):
         table = self.table().to_string(index=False, float_format='%.4g', na_rep='–')

@@ -53,7 +53,7 @@ def _two(v):
     except (TypeError, ValueError, RuntimeError): pass
     raise ValueError(f"`limits` must be (lowest, highest), two numbers or one of each per channel, got {v!r}")
 
-# %% ../nbs/02_schemes.ipynb #6923fec1
+# %% ../nbs/02_schemes.ipynb #a93d7802
 @dataclass(frozen=True)
 class _Clipping(Scheme):
     percentiles:tuple = (0., 100.)
@@ -61,10 +61,13 @@ class _Clipping(Scheme):
 
     def __post_init__(self):
         p = self.percentiles
-        if not isinstance(p, (tuple, list)) or len(p)!=2 or not all(isinstance(o, (int, float)) for o in p) or not 0<=p[0]<p[1]<=100:
+        if not isinstance(p, (tuple, list)) or len(p)!=2 or not all(isinstance(o, (int, float)) for o in p) or not 0<=p[0]<p[1]<=100 or p[1]<=1:
             raise ValueError(f"`percentiles` must be (low, high) in % between 0 and 100, e.g. (.5, 99.5), got {p!r}")
         object.__setattr__(self, 'percentiles', tuple(map(float, p)))
         if self.limits is not None: object.__setattr__(self, 'limits', _two(self.limits))
+
+    @property
+    def needs(self): return 'all' if self.limits is None and {*self.percentiles} & {0., 100.} else 'sample'
 
     def fitted(self, m):
         if self.limits is None: return replace(self, limits=self._measured(m))
@@ -74,9 +77,10 @@ class _Clipping(Scheme):
     def _measured(self, m):
         "The limits at `percentiles` of what `RunningStats` `m` has counted; a constant channel gets a width of 1"
         lo,hi = (m.min if p==0 else m.max if p==100 else m.quantile(p/100) for p in self.percentiles)
-        const,width = _constant(m),(m.value_range[1]-m.value_range[0])/m.bins
+        const = _constant(m)
+        width = 0 if self.percentiles==(0., 100.) else (m.value_range[1]-m.value_range[0])/m.bins  # the ends are exact
         if bad := [c for c,(a,b,k) in enumerate(zip(lo, hi, const)) if b-a<=width and not k]:
-            raise ValueError(f"percentiles {self._words()} of channel {bad[0]} are both about {_num((lo[bad[0]]/width).round().item()*width)}, so that "
+            raise ValueError(f"percentiles {self._words()} of channel {bad[0]} are both about {_num((lo[bad[0]]/(width or 1)).round().item()*width)}, so that "
                              "nothing would be left of it: leave the background out with `mask=`, or take wider `percentiles`")
         return lo,torch.where(const, lo+1, hi)
 
@@ -91,16 +95,17 @@ class _Clipping(Scheme):
         "The fitted limits in words"
         return f"{_each(self.limits[0])} and {_each(self.limits[1])}"
 
-# %% ../nbs/02_schemes.ipynb #9af8e05a
+# %% ../nbs/02_schemes.ipynb #10294a31
 @dataclass(frozen=True)
 class MinMax(_Clipping):
     "(x − low) / (high − low), clipped to [0, 1], between `limits`, or the `percentiles` (low, high, in %) of the training pixels"
     name:ClassVar[str] = 'minmax'
     percentiles:tuple = (0., 100.)  # (0, 100): the lowest and the highest value of all training images, for which all are read
-    limits:tuple|None = None        # (lowest, highest) value, or one of each per channel; given, nothing is measured
+    limits:tuple|None = None        # (lowest, highest) value, or of each channel, ((lowest, …), (highest, …)); given, nothing is measured
 
     @property
-    def needs(self): return 'nothing' if self.limits is not None else 'all' if {*self.percentiles} & {0., 100.} else 'sample'
+    def needs(self): return super().needs if self.limits is None else 'nothing'
+
     def numbers(self, m, std): return self.limits[0], tuple(b-a for a,b in zip(*self.limits))
     def why(self): return f"min–max to [0, 1] between {self._where()}"
 
@@ -118,15 +123,23 @@ class ClipZScore(_Clipping):
     "Clipped to `limits`, or the `percentiles` (low, high, in %) of the training pixels, then (x − mean) / std: nnU-Net's for CT"
     name:ClassVar[str] = 'clip-zscore'
     percentiles:tuple = (.5, 99.5)
-    limits:tuple|None = None         # (lowest, highest) value, or one of each per channel; given, only mean and std are measured
+    limits:tuple|None = None         # (lowest, highest) value, or of each channel, ((lowest, …), (highest, …)); given, only mean and std are measured
     def why(self): return f"clipped to between {self._where()}, then the data's own mean and std"
 
-# %% ../nbs/02_schemes.ipynb #3a9bf84e
+    def doubts(self, m):
+        "Does it clip most of the pixels?"
+        lo,hi = (torch.tensor(o, dtype=torch.float64) for o in self.limits)
+        at = torch.linspace(.005, .995, 100)
+        inside = ((m.quantile(at)>=lo) & (m.quantile(at)<=hi)).double().mean(0).where(~_constant(m), 1.).min().item()
+        if inside<.5: return (f"only {inside:.0%} of the pixels lie between the limits {self._where()}, all others are clipped: limits must be in the units "
+                              "of the pixels, `percentiles` in %")
+
+# %% ../nbs/02_schemes.ipynb #1ee33a7f
 _halves = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class ImageZScore(Scheme):
-    "Each image by its own mean and std; shown with the training set's, since its own are gone"
+    "Each image by its own mean and std, over the pixels that `mask` counts, others become 0; shown with the training set's, since its own are gone"
     name:ClassVar[str] = 'image-zscore'
     masked:ClassVar[bool] = True
     together:bool = False  # One mean and std for all channels of an image (keeps its colours) instead of one a channel?
@@ -140,16 +153,15 @@ class ImageZScore(Scheme):
     def why(self): return f"each image is brought to mean 0 and std 1 on its own{', all channels together' if self.together else ''}"
 
     def own(self, x, mean, std, mask):
-        "Mean and std (B, C or 1, 1…) of each image of `x` (B, C, *spatial) over the pixels of `mask`; where none counts, the training set's"
+        "Mean and std (B, C or 1, 1…) of each image of `x` (B, C, *spatial) over its finite pixels that `mask` counts"
         axes = tuple(range(1 if self.together else 2, x.ndim))
         if x.ndim<mean.ndim: return tuple(o[0] for o in self.own(x[None], mean, std, mask))
         v = x.float() if x.dtype in _halves else x
-        w = torch.ones_like(v) if mask is None else mask(x).expand_as(v).to(v.dtype)
-        n = w.sum(axes, keepdim=True)
-        mu = (v*w).sum(axes, keepdim=True)/n.clamp(min=1)
-        sd = ((v-mu).square().mul(w).sum(axes, keepdim=True)/n.clamp(min=1)).sqrt()
-        sd = torch.where(sd<=1e-6*v.abs().amax(axes, keepdim=True), 1., sd)  # a flat image becomes 0
-        return torch.where(n>0, mu, mean), torch.where(n>0, sd, std)
+        w = v.isfinite() if mask is None else v.isfinite() & mask(x)
+        v,n = v.where(w, 0.),w.sum(axes, keepdim=True)
+        mu = v.sum(axes, keepdim=True)/n.clamp(min=1)
+        sd = ((v-mu).where(w, 0.).square().sum(axes, keepdim=True)/n.clamp(min=1)).sqrt()
+        return mu, torch.where(sd<=1e-6*v.abs().amax(axes, keepdim=True), 1., sd)  # a flat image becomes 0
 
 # %% ../nbs/02_schemes.ipynb #259d7a4f
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #c58b3cc8
-import os, warnings
+# %% ../nbs/06_transform.ipynb #a9acf45d
+import math, os, warnings
 from copy import copy
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ from .running import NormStats, _jointly, _ranks
 from .schemes import Scheme, ZScore, schemes
 from .stable import Unstable
 
-# %% ../nbs/06_transform.ipynb #05ad529a
+# %% ../nbs/06_transform.ipynb #efa5295c
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -45,11 +45,16 @@ def _check_options(cache, policy):
     if policy is not None and not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
     if not isinstance(cache, (bool, str, os.PathLike)) or cache=='': raise ValueError(f"`cache` must be True, False or a folder, got {cache!r}")
 
-def _check_fitted(scheme):
-    "Numbers given by hand need limits given by hand"
-    if not hasattr(scheme, 'percentiles') or scheme.limits is not None: return
-    raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without the limits to clip to: give `limits`, e.g. "
-                     f"{type(scheme).__name__}(limits=(-1000, 400)), or neither to measure them")
+def _check_fitted(scheme, mean, std):
+    "Numbers given by hand need limits given by hand, and to be those of a scheme that has no choice"
+    if hasattr(scheme, 'percentiles') and scheme.limits is None:
+        raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without the limits to clip to: give `limits`, e.g. "
+                         f"{type(scheme).__name__}(limits=(-1000, 400)), or neither to measure them")
+    if scheme.needs!='nothing': return
+    want = [torch.tensor(o) for o in scheme.numbers(None, None)]
+    if all(torch.allclose(a.float().flatten(), b, rtol=1e-3) for a,b in zip((mean, std), want)): return
+    a,b = ([round(v, 6) for v in o.tolist()] for o in want)
+    raise ValueError(f"`mean` and `std` do not belong to scheme {scheme.name!r}, whose numbers are {a} and {b}: leave them out, `DatasetStats(scheme=…)`")
 
 def _per_channel(v, axes):
     "Plain numbers, one per channel, as a tensor that broadcasts over a batch; tensors with more axes are left as they are"
@@ -140,7 +145,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #5eec3870
+# %% ../nbs/06_transform.ipynb #7ef9f9a2
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -170,7 +175,7 @@ class DatasetStats(Normalize):
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
                              policy=policy or Policy(), scheme=self.scheme)
         self.pass_args = dict(tol=0 if self.scheme.needs=='all' else tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite)
-        if self.fixed: _check_fitted(self.scheme)
+        if self.fixed: _check_fitted(self.scheme, self.mean, self.std)
         self.measure,self.verbose,self.trial,self.cache = measure,verbose,False,cache
         self._fits,self._known,self._train_signs,self.pinned,self._fused = [],[],(False, False),False,None
 
@@ -209,13 +214,14 @@ class DatasetStats(Normalize):
         self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
         self.scheme = self.choice.scheme
 
-# %% ../nbs/06_transform.ipynb #05c712b4
+# %% ../nbs/06_transform.ipynb #1cc6a1b1
 @patch
 def _as_schemed(self:DatasetStats, x):
     "`x` as its scheme has it: clipped (or the like), less the mean, divided by the std"
     v = self.scheme.before(x.as_subclass(torch.Tensor), len(self.axes)-1)
-    mean,std = self.scheme.own(v, self.mean, self.std, self.pass_args['mask'])
-    return _like(x, (v-mean)/std)
+    mask = self.pass_args['mask'] if self.scheme.masked else None
+    mean,std = self.scheme.own(v, self.mean, self.std, mask)
+    return _like(x, (v-mean)/std if mask is None else ((v-mean)/std).where(mask(v), 0.))
 
 # %% ../nbs/06_transform.ipynb #243cfe90
 @patch
@@ -255,7 +261,7 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, (c.measured, c.provenance)) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #75bb286d
+# %% ../nbs/06_transform.ipynb #4dd4060a
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -312,8 +318,18 @@ def _guards(self:DatasetStats, dl, choice, few):
     fs = sorted([*fs, *([] if self in fs else [self])], key=lambda f: f.order)
     said = check_loader(dl, fs, trial=self.trial)
     m = choice.measured if few is None else few
-    given = None if choice.kind=='custom' or not isinstance(choice.scheme, ZScore) else choice.stats
-    return said if m is None else check_images(m, given, choice.rule=='range') + said
+    if m is None or any('clamps' in s for s in said): return said  # clamped pixels say nothing more
+    plain = isinstance(choice.scheme, ZScore)
+    return check_images(m, choice.stats if plain and choice.kind!='custom' else None, choice.rule=='range' or not plain) + said + self._mask_doubts(choice)
+
+@patch
+def _mask_doubts(self:DatasetStats, choice):
+    "Does the mask leave nothing out, or was one used when `choice`, which is asked for, was made?"
+    m,mask,asked = choice.measured,self.pass_args['mask'],self.question['stats']
+    if mask is not None and m is not None and m.image_size and m.n_pixels==m.n_images*math.prod(m.image_size):
+        return ["`mask` leaves no pixel out: it gets the batch as it is before normalisation, after all other transforms (windows, scaling)"]
+    had = asked.provenance.get('mask') if isinstance(asked, StatsChoice) and choice.scheme.masked else None
+    return [f"`stats` was made with `mask={had}`, which scheme {choice.scheme.name!r} needs for every image: give `mask=` again"] if had and mask is None else []
 
 @patch
 def _choose(self:DatasetStats, dl, key):

@@ -519,12 +519,12 @@ def test_masks_do_not_divide(slices):
         db.dataloaders(slices, **small).show_batch(max_n=2) if windows is None or len(windows)!=2 else None
 
 def test_image_targets_and_two_inputs(slices):
-    "Every input is windowed, a target is not"
+    "Each input is windowed as its block says, a target is not"
     db = DataBlock((FloatImageBlock(PILDicomFloat, [(350, 50)]), FloatImageBlock(PILDicomFloat), FloatImageBlock(PILDicomFloat)), n_inp=2, get_items=dicoms, splitter=IndexSplitter(range(4)))
     a,b,y = db.dataloaders(slices, **small).valid.one_batch()
     ref = reference(dicoms(slices)[:4])[:, None]
     want = ((ref-(50-350/2))/350).clip(0, 1)
-    for got,o in ((a, want), (b, want), (y, ref)): np.testing.assert_allclose(got.numpy(), o, atol=1e-5)
+    for got,o in ((a, want), (b, ref), (y, ref)): np.testing.assert_allclose(got.numpy(), o, atol=1e-5)
 
 def test_photographs_beside_are_divided(slices):
     def photo(f): return np.full((8, 8, 3), 255, np.uint8)
@@ -649,3 +649,34 @@ def test_real_png16():
     m = db.stats_choice.measured
     np.testing.assert_allclose([m.mean.item(), m.std.item(), m.image_std.item()], [(x-1024).mean(), x.std(), x.std((1, 2)).mean()], rtol=1e-6)
     assert (np.array(PILImageBW.create(files[0]))==255).mean()>.25  # what fastai's own class leaves of it
+
+def two_inputs(a, b, **kwargs):
+    rng = np.random.default_rng(0)
+    xs = rng.uniform(-1000, 1000, (8, 16, 16)).astype(np.float32)
+    return DataBlock((a, b), get_items=lambda _: list(range(8)), splitter=lambda o: (o[:6], o[6:]), **kwargs),xs
+
+def test_each_input_has_its_own_windows():
+    "fastai keeps one batch transform of a class for all blocks; each input is windowed as its block says"
+    lungs,soft = (1500, -600), (350, 50)
+    def seen(x, w): return ((x-(w[1]-w[0]/2))/w[0]).clip(0, 1)
+    for w1,w2 in ((lungs, soft), (lungs, None), (None, soft)):
+        db,xs = two_inputs(*(FloatImageBlock(PILFloat, windows=w and [w]) for w in (w1, w2)), n_inp=2)
+        db.getters = [ItemGetterOf(xs), ItemGetterOf(xs)]
+        b = db.dataloaders(0, bs=2, num_workers=0, verbose=False).valid.one_batch()
+        for got,w in zip(b, (w1, w2)):
+            want = xs[6:,None].astype(np.float64)
+            np.testing.assert_allclose(got.numpy(), seen(want, w) if w else want, atol=1e-4)
+
+def test_windows_of_a_target_are_refused():
+    db,xs = two_inputs(FloatImageBlock(), FloatImageBlock(windows=[(350, 50)]), n_inp=1)
+    db.getters = [ItemGetterOf(xs), ItemGetterOf(xs)]
+    with pytest.raises(ValueError, match='`windows` of a block for a target'): db.dataloaders(0, bs=2, num_workers=0)
+
+class ItemGetterOf:
+    "The i-th of some arrays"
+    def __init__(self, xs): self.xs = xs
+    def __call__(self, i): return self.xs[i]
+
+@pytest.mark.parametrize('cls', [[(1500, -600)], PILImage, 'PILFloat', None], ids=str)
+def test_block_of_another_class(cls):
+    with pytest.raises(TypeError, match='`cls` must be `PILFloat`'): FloatImageBlock(cls)

@@ -300,10 +300,10 @@ def test_batch_refuses():
                         (dict(stats='imagenot'), "candidate 'imagenot'"),
                         (dict(stats=[([.1]*2, [.1]*2)]), "candidate '0.1 / 0.1': the images have 3 channels")):
         with pytest.raises(ValueError, match=said): plot_batch(dls, **kwargs)
-    for stats in ((), None, 3):
+    for stats in ((), 3):
         with pytest.raises(TypeError, match='`stats` must be a list'): plot_batch(dls, stats)
-    with pytest.raises(ValueError, match="candidate 'imagenet': the images have 1 channel"): plot_batch(loaders(1))
-    with pytest.raises(ValueError, match=r'`dls.fit_stats\(measure=True\)` first'): plot_batch(loaders(stats='imagenet', measure=False))
+    with pytest.raises(ValueError, match="candidate 'imagenet': the images have 1 channel"): plot_batch(loaders(1), 'imagenet')
+    with pytest.raises(ValueError, match='fit again with `measure=True` added'): plot_batch(loaders(stats='imagenet', measure=False), 'custom')
     with pytest.raises(ValueError, match='no `stats_choice`.*fit_stats'):
         plot_batch(block(tfms=Normalize.from_stats(*imagenet_stats, cuda=False)).dataloaders(0, num_workers=0, bs=4))
     with pytest.raises(TypeError, match='must be DataLoaders'): plot_batch(dls.train)
@@ -400,3 +400,10 @@ def test_in_batches_that_are_no_power_of_two():
     left,_ = plot_before_after(loaders(1, bs=12, stats=([.5], [.5])))
     got = (heights(left)[0]*np.diff(edges(left)[0])).sum()
     assert np.isclose(got, 1)
+
+@pytest.mark.parametrize('channels,scheme,rows', [(1, 'zscore', ['custom']), (3, 'zscore', ['imagenet', 'custom']), (1, 'image-zscore', ['custom', 'image-zscore']),
+                                                  (3, 'minmax', ['imagenet', 'custom', 'minmax'])])
+def test_usual_candidates(channels, scheme, rows):
+    "Without candidates: those that apply, and what is used"
+    dls = loaders(channels, **(dict(stats='auto', scheme=scheme) if scheme!='zscore' else {}))
+    assert [row[0].get_ylabel().split('\n')[0] for row in plot_batch(dls, n=2)]==rows

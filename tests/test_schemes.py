@@ -167,15 +167,20 @@ def test_no_second_normalize(folder):
         learn.check_stats()
 
 def test_mask_and_flat_images():
-    "An image on its own by the pixels that count; one without such a pixel by the training set's numbers; a flat one becomes 0"
+    "An image on its own by the finite pixels that count; all others become 0, and so does a flat image"
     x = torch.rand(3, 2, 8, 8)+1
     x[:,:,:4],x[1],x[2] = 0,0,1.5
     t = DatasetStats([1.5, 1.5], [.3, .3], scheme=ImageZScore(), mask=lambda x: x[:, :1]>0)
     y = t.encodes(TensorImage(x)).numpy()
     inner = x[0,:,4:].double().numpy()
-    np.testing.assert_allclose(y[0], (x[0].numpy()-inner.mean((1, 2))[:,None,None])/inner.std((1, 2))[:,None,None], atol=1e-5)
-    np.testing.assert_allclose(y[1], (0-1.5)/.3, rtol=1e-5)
+    np.testing.assert_allclose(y[0,:,4:], (inner-inner.mean((1, 2))[:,None,None])/inner.std((1, 2))[:,None,None], atol=1e-5)
+    assert (y[0,:,:4]==0).all() and (y[1]==0).all()
     np.testing.assert_allclose(y[2], 0, atol=1e-6)
+    x = torch.rand(1, 1, 8, 8)
+    x[0,0,0,0] = torch.nan
+    y,inner = DatasetStats([.5], [.3], scheme='image-zscore').encodes(TensorImage(x)).numpy(),x[x==x].double().numpy()
+    assert np.isnan(y).sum()==1  # one pixel does not spoil the image
+    np.testing.assert_allclose(y[np.isfinite(y)], (inner-inner.mean())/inner.std(), atol=1e-5)
 
 def test_volumes():
     x = torch.rand(2, 1, 4, 8, 8)*1000
@@ -206,7 +211,7 @@ def test_drift(folder, tmp_path):
         assert (same.verdict=='alike').all() and (other.verdict=='drifted').all()
         x,y = pixels(train_files(folder)),pixels(files(dark))
         np.testing.assert_allclose(other['shift'], (y.mean((0, 2, 3))-x.mean((0, 2, 3)))/x.std((0, 2, 3)), atol=1e-4)
-    with pytest.raises(ValueError, match='nothing was measured on the training images: fit with `measure=True`'): by_block(folder, scheme='lrn').check_stats(verbose=False)
+    with pytest.raises(ValueError, match='nothing was measured on the training images: fit again with `measure=True` added'): by_block(folder, scheme='lrn').check_stats(verbose=False)
     assert (by_block(folder, scheme='lrn', measure=True).check_stats(folder, verbose=False).verdict=='alike').all()
 
 def test_doubts():
@@ -219,6 +224,7 @@ def test_doubts():
     assert any('units of the pixels' in w for w in said(MinMax(limits=(-1000, 400))))
     assert any('larger ones to smaller' in w for w in said(LocalResponse(alpha=1.)))
     assert not said('lrn') and not said('image-zscore') and not said('clip-zscore')
+    assert any('only 0% of the pixels lie between' in w for w in said(ClipZScore(limits=(10, 20))))
     # and where the doubt says that order is lost, it is, while below it is not
     s = LocalResponse(size=1, alpha=1.)
     x = torch.linspace(0, 1.4, 50).view(1, 1, 1, -1)
@@ -238,6 +244,8 @@ def test_doubts_reach_the_user(folder):
     (dict(scheme='minmax', stats=([.5]*3, [.2]*3)), 'leave one of them out'),
     (dict(scheme='image-zscore', stats='custom-image'), 'leave one of them out'),
     (dict(mean=[.5], std=[.2], scheme='clip-zscore'), 'without the limits'),
+    (dict(mean=[.5], std=[.2], scheme=MinMax(limits=(0, 1))), 'do not belong to scheme'),
+    (dict(mean=[.5]*3, std=[.2]*3, scheme='lrn'), 'do not belong to scheme'),
 ], ids=str)
 def test_refused(folder, kw, match):
     with pytest.raises(ValueError, match=match):
@@ -252,6 +260,68 @@ def test_nothing_left_between_percentiles(tmp_path):
         Image.fromarray(a).save(tmp_path/'a'/f'{i}.png')
     db = DataBlock((ImageBlock, CategoryBlock), get_items=files, get_y=parent_label, splitter=IndexSplitter([0]))
     with pytest.raises(ValueError, match='percentiles 0.5 and 99.5 of channel 0 are both about 0.*mask='): db.fit_stats(tmp_path, scheme='clip-zscore', **quiet, **small)
+
+@pytest.mark.parametrize('cls', [MinMax, ClipZScore])
+def test_percentiles_as_fractions(cls):
+    with pytest.raises(ValueError, match='in % between 0 and 100'): cls(percentiles=(.005, .995))
+
+def made(n, size=32, seed=0, **special):
+    "A DataBlock of `n` noise images N(100, 20), those named by index with one pixel of that value"
+    rng = np.random.default_rng(seed)
+    xs = rng.normal(100, 20, (n, 1, size, size)).astype(np.float32)
+    for i,v in special.items(): xs[int(i[1:]),0,5,5] = v
+    from fastai.vision.all import TransformBlock
+    return DataBlock(TransformBlock(type_tfms=lambda i: TensorImageBW(torch.tensor(xs[i]))), n_inp=1, get_items=lambda _: list(range(n)),
+                     splitter=lambda o: (o, [])),xs.astype(np.float64)
+
+@pytest.mark.parametrize('stuck', [65535., 1e6, -1e6])
+@pytest.mark.parametrize('where', ['i0', 'i40', 'all'])
+def test_percentiles_do_not_mind_stuck_pixels(stuck, where):
+    "One pixel of 4,096, in the first batch or later, in one image or in each, leaves the limits where numpy has them"
+    db,xs = made(60, size=64, **({f'i{i}': stuck for i in range(60)} if where=='all' else {where: stuck}))
+    for s in (ClipZScore(), MinMax(percentiles=(.5, 99.5))):
+        limits = db.fit_stats(0, scheme=s, bs=16, num_workers=0, **quiet).stats_choice.scheme.limits
+        np.testing.assert_allclose([o[0] for o in limits], np.percentile(xs, (.5, 99.5)), atol=4)  # σ is 20; a fifth of the pixels is sampled
+
+@pytest.mark.parametrize('scale', [1e-7, 2e-5, 1e4])
+def test_values_on_a_small_range(scale):
+    "ADC maps in mm²/s and the like: limits as good as on any range"
+    from fastai.vision.all import TransformBlock
+    xs = np.random.default_rng(1).uniform(20, 110, (40, 1, 30, 30))*scale
+    db = DataBlock(TransformBlock(type_tfms=lambda i: TensorImageBW(torch.tensor(xs[i], dtype=torch.float32))), n_inp=1,
+                   get_items=lambda _: list(range(40)), splitter=lambda o: (o, []))
+    for s,p in ((MinMax(), (0, 100)), (ClipZScore(), (.5, 99.5)), (MinMax(percentiles=(1, 99)), (1, 99))):
+        limits = db.fit_stats(0, scheme=s, bs=16, num_workers=0, **quiet).stats_choice.scheme.limits
+        np.testing.assert_allclose([o[0] for o in limits], np.percentile(xs, p), atol=.2*scale)
+
+def test_clip_to_the_extremes_reads_all():
+    ds = Greys(4000, seed=1)
+    dl = Ready(ds, bs=500, num_workers=0, after_batch=[DatasetStats(scheme=ClipZScore(percentiles=(0, 99)), tol=.2, **quiet)])
+    choice = next(f for f in dl.after_batch.fs if isinstance(f, DatasetStats)).choice
+    assert choice.measured.complete
+    torch.testing.assert_close(torch.tensor(choice.scheme.limits[0]), ds.images(torch.arange(4000)).amin((0, 2, 3)))
+
+def body(x): return x[:, :1]>.3
+
+def test_a_mask_goes_along(folder, tmp_path):
+    "A scheme that needs its mask for every image says so where it is lost, and `check_stats` goes on with that of the fit"
+    dls = by_block(folder, scheme='image-zscore', mask=body)
+    choice,want = dls.stats_choice,seen(dls)
+    assert 'mask=body)' in choice.code()
+    with pytest.warns(UserWarning, match='made with `mask=body`.*again'): by_loaders(folder, stats=StatsChoice.load(choice.save(tmp_path/'c.json')))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        np.testing.assert_array_equal(seen(by_loaders(folder, stats=choice, mask=body)), want)
+    scope = dict(DatasetStats=DatasetStats, ImageZScore=ImageZScore, body=body)
+    x = TensorImage(torch.rand(2, 3, 8, 8))
+    torch.testing.assert_close(eval(choice.code(), scope).encodes(x), tfm_of(dls).encodes(x), atol=1e-5, rtol=1e-5)
+    plain = by_block(folder, stats='custom', mask=body)
+    assert (plain.check_stats(plain.train, verbose=False)['shift'].abs()<1e-3).all()
+    lost = pickle.loads(pickle.dumps(tfm_of(plain)))
+    for dl in plain.loaders: dl.after_batch.fs[-1] = lost
+    with pytest.warns(UserWarning, match='measured with `mask=body`'): plain.check_stats(plain.train, verbose=False)
+    with pytest.warns(UserWarning, match='`mask` leaves no pixel out'): by_block(folder, stats='custom', mask=lambda x: x[:, :1]>-1100)
+    with pytest.warns(UserWarning, match='each image is normalised on its own'): dls.check_stats(verbose=False)
 
 @pytest.mark.parametrize('bad', [dict(name='minmax', percentiles='x'), dict(name='nope'), dict(name='lrn', more=1), 3, [1]], ids=str)
 def test_damaged_scheme_in_a_file(folder, tmp_path, bad):
