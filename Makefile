@@ -18,7 +18,7 @@ demo: $(VENV)/.make-base ## set up .venv, fit statistics on images that come wit
 test: $(VENV)/.make-dev ## set up .venv for development, run the notebooks, the sync check and pytest
 	cache=$$(mktemp -d); PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 XDG_CACHE_HOME=$$cache $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python tests/check_sync.py
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 bench: $(VENV)/.make-dev ## measure speed and memory beside their yardsticks, write benchmarks/results.md (minutes; IMAGES=folder for your own)
 	$(BIN)/python benchmarks/run.py $(if $(IMAGES),--images $(IMAGES))

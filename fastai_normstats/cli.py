@@ -97,7 +97,7 @@ def _parser():
     demo.set_defaults(plot='normstats-demo.png')
     return p
 
-# %% ../nbs/11_cli.ipynb #400732c1
+# %% ../nbs/11_cli.ipynb #9c34ec9e
 _dicom = ('.dcm', '.dicom')
 
 def _images(path, also=_dicom):
@@ -111,8 +111,8 @@ def _images(path, also=_dicom):
     if not found: raise CliError(f"no images in {path}: looked for files like .jpg, .png, .tif{', .dcm'*bool(also)} there and in its subfolders")
     return found
 
-def _block(items, n_channels=None):
-    "How to load these files, and a word on it: DICOM, 16-bit and float files in their own units, others in 8 bits, for `n_channels`"
+def _block(items, first, n_channels=None):
+    "How to load these files, told by the `first` that is measured, and a word on it: DICOM, 16-bit and float files in their units, others in 8 bits"
     from fastai.vision.core import PILImage, PILImageBW
     from fastai.vision.data import ImageBlock
     from PIL import Image
@@ -121,8 +121,8 @@ def _block(items, n_channels=None):
     if 0<n<len(items): raise CliError(f"{n:,} of the {len(items):,} images are DICOM and the others are not: give a folder of one kind")
     if n: return FloatImageBlock(PILDicomFloat), ' (DICOM, in the units of the files)'
     try:
-        with Image.open(items[0]) as im: deep = im.mode[0] in 'IF'
-    except (OSError, SyntaxError, ValueError): deep = False  # the measurement will name it
+        with Image.open(first) as im: deep = im.mode[0] in 'IF' and n_channels in (None, 1)
+    except (OSError, SyntaxError, ValueError, AttributeError): deep = False  # the measurement will name it
     if deep: return FloatImageBlock(), ' (more than 8 bits, in the units of the files)'
     return ImageBlock(PILImageBW if n_channels==1 else PILImage), ''
 
@@ -135,15 +135,17 @@ def _splitter(args, path):
     inside = os.path.join(os.path.abspath(train), '')
     return FuncSplitter(lambda f: not os.path.abspath(f).startswith(inside))
 
-# %% ../nbs/11_cli.ipynb #e91e1dd8
+# %% ../nbs/11_cli.ipynb #213604c1
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats` and return the choice"
     items = _images(path)
     from fastai.data.block import DataBlock
     from fastai.vision.augment import Resize
     import fastai_normstats.block
-    block,how = _block(items)
-    db = DataBlock(block, n_inp=1, splitter=_splitter(args, path), item_tfms=Resize(args.size, method='squish'))
+    splitter = _splitter(args, path)
+    train = splitter(items)[0]
+    block,how = _block(items, items[train[0]] if len(train) else None)
+    db = DataBlock(block, n_inp=1, splitter=splitter, item_tfms=Resize(args.size, method='squish'))
     print(f"{len(items):,} images in {name}{how}", flush=True)
     db.fit_stats(items, model=args.model, tol=args.tol, seed=args.seed, cache=not args.no_cache, scheme=args.scheme, measure=args.scheme=='lrn',
                  verbose=sys.stdout.isatty(), num_workers=_workers())
@@ -216,7 +218,7 @@ def _cmd_demo(args):
         args.no_cache = True  # this folder will not be seen again
         _report(_fit(args, Path(d), "a folder of scikit-learn's handwritten digits"), args)
 
-# %% ../nbs/11_cli.ipynb #e0df5f98
+# %% ../nbs/11_cli.ipynb #c699ea92
 @contextmanager
 def _printed_warnings():
     "The user's warnings of what is done here, printed a line each once it is done"
@@ -242,7 +244,7 @@ def _cmd_check(args):
     from fastai.vision.augment import Resize
     import fastai_normstats.block, fastai_normstats.drift
     n_channels = choice.measured.n_channels if choice.measured is not None else len(choice.stats.mean)
-    db = DataBlock(_block(items, n_channels)[0], n_inp=1, splitter=lambda o: (range(len(o)), []), item_tfms=Resize(_size_of(choice, args), method='squish'))
+    db = DataBlock(_block(items, items[0], n_channels)[0], n_inp=1, splitter=lambda o: (range(len(o)), []), item_tfms=Resize(_size_of(choice, args), method='squish'))
     dls = db.dataloaders(items, bs=min(64, len(items)), num_workers=_workers())
     dls.fit_stats(stats=choice, cache=False, verbose=False)
     by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None

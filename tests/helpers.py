@@ -1,5 +1,6 @@
 "Small image folders and made images that several test files share"
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +44,7 @@ class Greys:
         "Mean and std of all images, float64, from the formula"
         g,c = self.grey.double().squeeze(),self.contrast.double().squeeze()
         return g.mean(0),(g.var(0, correction=0)+c.square().mean(0)).sqrt()
+
+def no_address(o):
+    "The name of a parametrised case: the same in every process, as workers that share the tests need it"
+    return re.sub(r' at 0x[0-9a-f]+', '', str(o))

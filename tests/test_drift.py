@@ -20,7 +20,7 @@ import fastai_normstats.all
 from fastai_normstats.cli import main
 from fastai_normstats.drift import used_stats
 from fastai_normstats.models import IMAGENET
-from helpers import image_folder
+from helpers import image_folder,no_address
 
 small,quiet = dict(bs=4, num_workers=0),dict(verbose=False)
 N = 60
@@ -169,7 +169,7 @@ net = Normalize.from_stats(*imagenet_stats, cuda=False)
     (resnet34, [], {}, 'resnet34 expects .*0.485.* un-normalised'), (convnext_tiny, [], {}, 'convnext_tiny expects .*un-normalised'),
     (resnet34, [half], {}, r'resnet34 expects .* uses \(0.5, 0.5, 0.5\)'), ('vit_tiny_patch16_224', [net], {}, r'vit_tiny_patch16_224 expects \(0.5, 0.5, 0.5\)'),
     ('vit_tiny_patch16_224', [], dict(model=resnet34), 'rule `small`.* weighing those of imagenet'),
-    (resnet34, [], dict(pretrained=False, model='siglip'), 'rule `scratch`.* weighing those of siglip')], ids=str)
+    (resnet34, [], dict(pretrained=False, model='siglip'), 'rule `scratch`.* weighing those of siglip')], ids=no_address)
 def test_disagreement(folder, arch, tfms, fit, match):
     learn = learner(folder, arch, tfms, **fit)
     res,df = said(learn.check_stats)
@@ -178,7 +178,7 @@ def test_disagreement(folder, arch, tfms, fit, match):
 
 @pytest.mark.parametrize('arch, tfms, fit', [(resnet34, [net], {}), ('vit_tiny_patch16_224', [half], {}), (resnet34, [], dict(model=resnet34)),
     (resnet34, [], dict(model=resnet34, stats='custom')), ('vit_tiny_patch16_224', [], dict(stats='imagenet')),
-    ('vit_tiny_patch16_224', [], dict(model='vit_tiny_patch16_224'))], ids=str)
+    ('vit_tiny_patch16_224', [], dict(model='vit_tiny_patch16_224'))], ids=no_address)
 def test_agreement(folder, arch, tfms, fit): assert not said(learner(folder, arch, tfms, **fit).check_stats, **quiet)[0]
 
 def test_from_scratch_anything_goes(folder): assert not said(learner(folder, resnet34, [half], trained=False).check_stats, **quiet)[0]

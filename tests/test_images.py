@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence
 
-from fastai_normstats.all import FloatImageBlock,PILDicomFloat,PILFloat,Windows,dicom_frames,dicom_pixels,dicom_rgb
+from fastai_normstats.all import FloatImageBlock,PILDicomFloat,PILFloat,StatsChoice,Windows,dicom_frames,dicom_pixels,dicom_rgb
 from fastai_normstats.images import _missing
 
 DATA = Path(os.environ.get('NORMSTATS_DATA', Path(__file__).parents[2]/'shared'/'data'))
@@ -680,3 +680,31 @@ class ItemGetterOf:
 @pytest.mark.parametrize('cls', [[(1500, -600)], PILImage, 'PILFloat', None], ids=str)
 def test_block_of_another_class(cls):
     with pytest.raises(TypeError, match='`cls` must be `PILFloat`'): FloatImageBlock(cls)
+
+def normstats(*args):
+    "Exit status and what the command prints"
+    from fastai_normstats.cli import main
+    with redirect_stdout(io.StringIO()) as out: status = main([*map(str, args)])
+    return status,out.getvalue()
+
+def test_command_reads_values_as_they_are(slices, tmp_path, monkeypatch):
+    "DICOM and 16-bit folders on the command line: in HU, not clipped; of a mixed folder it says so"
+    monkeypatch.setattr('fastai_normstats.cli._workers', lambda: 0)
+    status,out = normstats('fit', slices, '--valid-pct', 0, '--size', reference(dicoms(slices)).shape[-1], '--no-cache', '--scheme', 'clip-zscore', '--out', tmp_path/'s.json')
+    assert status==0 and 'DICOM, in the units of the files' in out
+    m,want = StatsChoice.load(tmp_path/'s.json').measured,reference(dicoms(slices))
+    np.testing.assert_allclose([m.min.item(), m.max.item()], [want.min(), want.max()])
+    np.testing.assert_allclose([m.mean.item(), m.std.item()], [want.mean(), want.std()], rtol=1e-4)
+    status,out = normstats('check', tmp_path/'s.json', slices)
+    assert status==0 and 'they fit' in out
+    deep = tmp_path/'deep'
+    deep.mkdir()
+    for i in range(6): Image.fromarray(np.random.default_rng(i).integers(0, 3000, (32, 32), dtype=np.uint16)).save(deep/f'{i}.png')
+    status,out = normstats('fit', deep, '--valid-pct', 0, '--size', 32, '--no-cache')
+    assert status==0 and 'more than 8 bits' in out and 'clipped' not in out and '3 channels' not in out
+    shutil.copy(dicoms(slices)[0], deep/'x.dcm')
+    assert normstats('fit', deep)[0]==1
+
+def test_module_can_be_run():
+    res = subprocess.run([sys.executable, '-m', 'fastai_normstats.cli', '--version'], capture_output=True, text=True)
+    assert res.returncode==0 and 'normstats' in res.stdout

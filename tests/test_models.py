@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from fastai_normstats.cli import main
 from fastai_normstats.models import IMAGENET,known_models,model_stats
 from fastai_normstats.running import NormStats
+from helpers import no_address
 
 def plain(stats): return [list(o) for o in stats]
 
@@ -64,7 +65,7 @@ def test_fastai():
     (functools.partial(tvm.vgg16, weights='IMAGENET1K_FEATURES'), tvm.VGG16_Weights.IMAGENET1K_FEATURES),
     (functools.partial(tvm.vgg16, weights=tvm.VGG16_Weights.IMAGENET1K_FEATURES), tvm.VGG16_Weights.IMAGENET1K_FEATURES),
     (functools.partial(tvm.vgg16), tvm.VGG16_Weights.IMAGENET1K_V1),
-    ('VGG16_Weights.IMAGENET1K_FEATURES', tvm.VGG16_Weights.IMAGENET1K_FEATURES)], ids=str)
+    ('VGG16_Weights.IMAGENET1K_FEATURES', tvm.VGG16_Weights.IMAGENET1K_FEATURES)], ids=no_address)
 def test_weights_asked_for(model, want): assert plain(model_stats(model))==[list(want.transforms().mean), list(want.transforms().std)]
 
 def test_timm_function(): assert plain(model_stats(timm.models.vit_base_patch16_224))==plain(timm_cfg('vit_base_patch16_224'))

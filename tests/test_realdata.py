@@ -116,7 +116,7 @@ def lung_window(f): return PILImageBW.create(((hounsfield(f)[0].numpy()+1350)/15
 def test_16_bit_ct_is_caught(block):
     db = loaders(CT, block)
     res = [s for s in said(db.fit_stats, CT, num_workers=0, verbose=False) if 'clipped' in s]
-    assert len(res)==1 and res[0] in db.stats_choice.warnings and 'TransformBlock(type_tfms=' in res[0]
+    assert len(res)==1 and res[0] in db.stats_choice.warnings and 'FloatImageBlock()' in res[0]
 
 def test_16_bit_ct_as_hounsfield_units():
     "The remedy: nothing clipped, and the numbers that numpy finds in the same files"
