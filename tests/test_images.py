@@ -708,3 +708,12 @@ def test_command_reads_values_as_they_are(slices, tmp_path, monkeypatch):
 def test_module_can_be_run():
     res = subprocess.run([sys.executable, '-m', 'fastai_normstats.cli', '--version'], capture_output=True, text=True)
     assert res.returncode==0 and 'normstats' in res.stdout
+
+@pytest.mark.parametrize('reader', ['pydicom', 'tifffile'])
+def test_measured_again_after_another_version_of_what_reads(slices, tmp_path, monkeypatch, reader):
+    "A reader that was updated may give other pixels"
+    fit = dict(stats='custom', cache=tmp_path, **small)
+    def said(): return printed(block().fit_stats, slices, **fit)[1]
+    assert 'reused' not in said() and 'reused' in said()
+    monkeypatch.setattr('fastai_normstats.cache._version', lambda o: '99' if o==reader else '1')
+    assert 'reused' not in said() and 'reused' in said()
