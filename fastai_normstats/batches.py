@@ -157,11 +157,12 @@ def _candidate_tfm(choice, candidate):
     if candidate!='auto': choice = choose_stats(choice.n_images, choice.measured, choice.model, **_asking(candidate))
     return DatasetStats(*choice.stats, scheme=choice.scheme)
 
-# %% ../nbs/09_batches.ipynb #7613180b
+# %% ../nbs/09_batches.ipynb #1a0a7802
 def _usual(choice, n_channels):
     "The candidates that are drawn where none are named"
     other = {} if isinstance(choice.scheme, ZScore) else {choice.scheme.name: 'auto'}
-    return {**({'imagenet': 'imagenet'} if n_channels==3 and choice.rule!='range' else {}), **({'custom': 'custom'} if choice.measured else {'used': 'auto'}), **other}
+    models = {'imagenet': 'imagenet'} if n_channels==3 and choice.rule!='range' else {}
+    return {**models, **({'custom': 'custom'} if choice.measured else {'used': 'auto'}), **other}
 
 def _candidates(choice, stats):
     "A transform a candidate, by name"
@@ -208,10 +209,10 @@ def _show(ax, x):
     ax.spines[:].set_visible(False)
     return im
 
-# %% ../nbs/09_batches.ipynb #55aa9ab5
+# %% ../nbs/09_batches.ipynb #ad5dd02f
 def plot_batch(
     dls:DataLoaders,               # Loaders that were fitted: candidates are made with their `stats_choice`
-    stats=None,                    # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes; `None`: ImageNet's if they fit, the data's own, and what is used
+    stats=None,                    # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes; `None`: the usual ones
     n:int=4,                       # Training images, a random sample
     channels:tuple=None,           # One channel to show in grey or three in colour; `None`: the first three, or the first
     axs=None,                      # Axes to draw into, one per candidate and image, row by row; `None`: a new figure

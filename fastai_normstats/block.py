@@ -145,12 +145,13 @@ def stats_choice(self:DataLoaders)->StatsChoice|None:
     "What these loaders are normalised with, and why; `None` where it was not chosen by `DatasetStats`"
     return getattr(_stats_in(_unwrapped(self.train).after_batch.fs), 'choice', None)
 
-# %% ../nbs/07_block.ipynb #a7598a6d
+# %% ../nbs/07_block.ipynb #ea61fd3c
 def _frozen(tfm):
     "A plain fastai Normalize with the numbers of `tfm`"
     if tfm.mean is None: raise ValueError("nothing was measured yet, so there are no numbers to freeze: call `dls.fit_stats()` first")
     if not isinstance(tfm.scheme, ZScore):
-        raise ValueError(f"fastai's Normalize cannot do scheme {tfm.scheme.name!r}: export as it is, and install this package where the learner is loaded")
+        raise ValueError(f"fastai's Normalize cannot do scheme {tfm.scheme.name!r}: export as it is, and install this package where "
+                         "the learner is loaded")
     res = Normalize(tfm.mean, tfm.std, tfm.axes)
     res.split_idx = tfm.split_idx
     return res

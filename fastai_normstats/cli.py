@@ -97,7 +97,7 @@ def _parser():
     demo.set_defaults(plot='normstats-demo.png')
     return p
 
-# %% ../nbs/11_cli.ipynb #9c34ec9e
+# %% ../nbs/11_cli.ipynb #5f0bf276
 _dicom = ('.dcm', '.dicom')
 
 def _images(path, also=_dicom):
@@ -112,7 +112,7 @@ def _images(path, also=_dicom):
     return found
 
 def _block(items, first, n_channels=None):
-    "How to load these files, told by the `first` that is measured, and a word on it: DICOM, 16-bit and float files in their units, others in 8 bits"
+    "How to load these files, told by the `first` that is measured, and a word on it: DICOM and deep files in their units, others in 8 bits"
     from fastai.vision.core import PILImage, PILImageBW
     from fastai.vision.data import ImageBlock
     from PIL import Image

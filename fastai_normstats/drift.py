@@ -104,7 +104,7 @@ def _groups(dl, by):
         res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res
 
-# %% ../nbs/08_drift.ipynb #d60881f3
+# %% ../nbs/08_drift.ipynb #8e8c0f11
 @patch
 def check_stats(self:DataLoaders,
     dl=None,              # A loader, a folder or items; `None`: the validation loader
@@ -141,7 +141,8 @@ def _as_fitted(tfm, mask, nonfinite):
     args,choice = getattr(tfm, 'pass_args', {}),getattr(tfm, 'choice', None)
     had = choice.provenance.get('mask') if choice is not None else None
     if mask is None and args.get('mask') is None and had:
-        warnings.warn(f"the statistics were measured with `mask={had}`, which was not kept: give `mask=` again, or pixels are compared that did not count")
+        warnings.warn(f"the statistics were measured with `mask={had}`, which was not kept: give `mask=` again, or pixels are compared that "
+                      "did not count")
     return mask or args.get('mask'), nonfinite or args.get('nonfinite') or 'error'
 
 def _not_the_training_images(choice):

@@ -139,7 +139,7 @@ def less_than_a_batch(
     return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete batches are dropped: "
             f"training would see none; use `bs={max(1, 2**(dl.n.bit_length()-1))}`")
 
-# %% ../nbs/05_guards.ipynb #9db1026d
+# %% ../nbs/05_guards.ipynb #7ebf3bf0
 def clamps(
     dl,   # The training loader
     tfms  # Its batch transforms
@@ -149,8 +149,8 @@ def clamps(
     m = look_at(dl, nonfinite='ignore', order=light.order) if light is not None and dl.n else None
     if m is None or _on(m, (0., 1.), least=0.): return None
     lo,hi = map(_num, _ends_of(m))
-    return (f"the pixel values run from {lo} to {hi}, and {type(light).__name__} clamps them to [0, 1], which leaves black and white: leave lighting "
-            "out (`aug_transforms(max_lighting=0.)`), or bring the images to [0, 1] before it")
+    return (f"the pixel values run from {lo} to {hi}, and {type(light).__name__} clamps them to [0, 1], which leaves black and white: "
+            "leave lighting out (`aug_transforms(max_lighting=0.)`), or bring the images to [0, 1] before it")
 
 # %% ../nbs/05_guards.ipynb #ecf10f9b
 def _raw(file):
@@ -189,7 +189,7 @@ def clipped(
                 "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, with "
                 "`FloatImageBlock()` in place of `ImageBlock`")
 
-# %% ../nbs/05_guards.ipynb #d589eae4
+# %% ../nbs/05_guards.ipynb #4b2e7bb7
 def _said(*sentences): return [s for s in sentences if s]
 
 def check_images(
@@ -213,4 +213,5 @@ def check_loader(
     "What the guards say to the pipeline and the files: a list of sentences"
     dl = _unwrapped(dl)
     batch = list(dl.after_batch.fs) if tfms is None else tfms
-    return _said(twice([*dl.after_item.fs, *batch]), after_normalize(batch), None if trial else less_than_a_batch(dl), clipped(dl), clamps(dl, batch))
+    order = twice([*dl.after_item.fs, *batch]),after_normalize(batch)
+    return _said(*order, None if trial else less_than_a_batch(dl), clipped(dl), clamps(dl, batch))

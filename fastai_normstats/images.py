@@ -188,7 +188,7 @@ def _decoded(src, ds, frame, name):
     try: return pixel_array(_stream(src), index=frame)
     except Exception as e: raise ValueError(_why_not(ds, name, e)) from e
 
-# %% ../nbs/12_images.ipynb #2f4f66e4
+# %% ../nbs/12_images.ipynb #7268de4e
 def _missing(decoder):
     "The package that brings `decoder` something to decode with, `None` if it has all"
     plugins = {s.split(' - ')[0] for s in decoder.missing_dependencies}
@@ -204,7 +204,8 @@ def _why_not(ds, name, e):
     package = _missing(decoder)
     if not decoder.is_available:
         return f"the pixels of {name} are compressed as {syntax.name}, which nothing installed decodes: `pip install {package}`"
-    if not syntax.is_encapsulated: return f"{name} is cut short, damaged or incomplete ({_reason(e)}): get the file again, or mend it with pydicom"
+    if not syntax.is_encapsulated:
+        return f"{name} is cut short, damaged or incomplete ({_reason(e)}): get the file again, or mend it with pydicom"
     more = f", or `pip install {package}`, which decodes more kinds" if package else ''
     return f"cannot decode the pixels of {name}, compressed as {syntax.name} ({_reason(e)}): get the file again{more}"
 
@@ -275,11 +276,11 @@ class DicomFrame(NamedTuple):
     file: str|os.PathLike
     frame: int
 
-# %% ../nbs/12_images.ipynb #e55faaaa
+# %% ../nbs/12_images.ipynb #647e52e5
 def dicom_frames(
     files  # DICOM files
 )->L:
-    "Items for `PILDicomFloat`: each file of one frame, and a pair `(file, frame)` (label it by `o.file`) for every frame of the others; reads headers only"
+    "Items for `PILDicomFloat`, from headers: each file of one frame, a pair `(file, frame)` (labelled by `o.file`) for every frame of others"
     def frames(f):
         with _named(f): n = _n_frames(_dataset(f, _name(f), stop_before_pixels=True, specific_tags=['NumberOfFrames']))
         return [f] if n==1 else [DicomFrame(f, i) for i in range(n)]
@@ -293,7 +294,7 @@ class PILDicomFloat(PILFloat):
         known = isinstance(fn, (torch.Tensor, np.ndarray, Image.Image))
         return _values(fn, **kwargs) if known else dicom_pixels(fn, **kwargs)
 
-# %% ../nbs/12_images.ipynb #4ed6f139
+# %% ../nbs/12_images.ipynb #2a34da56
 def _is_window(o):
     "Is `o` a pair (width, level) of numbers with a width above 0?"
     if not isinstance(o, (tuple, list)) or len(o)!=2: return False
@@ -320,7 +321,8 @@ class Windows(DisplayedTransform):
     def setups(self, dl):
         ds = getattr(dl, 'dataset', None)
         n_inp,own = getattr(ds, 'n_inp', 1),[_windows_of(tl) for tl in getattr(ds, 'tls', [])]
-        if any(own[n_inp:]): raise ValueError("`windows` of a block for a target are not applied: window targets in `get_y`, or leave them out")
+        if any(own[n_inp:]):
+            raise ValueError("`windows` of a block for a target are not applied: window targets in `get_y`, or leave them out")
         self.each = own[:n_inp] if any(own) else [self.windows]*n_inp
 
     def __call__(self, b, **kwargs):

@@ -99,7 +99,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #679038a2
+# %% ../nbs/03_measure.ipynb #d8da7973
 def check_indexed(
     dl  # A loader
 ):
@@ -130,11 +130,11 @@ def _extremes(x):
     some = some[...,::every(some.shape[-1], x.shape[-1], 2000)]
     n = some.shape[-1]
     q = max(2, n//1000)/(n-1) if n>=100 else 0.  # stuck pixels do not count
-    lo,hi = ((o[o==o].min() if k==0 else o[o==o].max()).item() for k,o in enumerate(some.as_subclass(torch.Tensor).nanquantile(torch.tensor([q, 1-q], dtype=x.dtype, device=x.device), dim=-1)))
-    return (*v, lo, hi)
+    low,high = some.as_subclass(torch.Tensor).nanquantile(torch.tensor([q, 1-q], dtype=x.dtype, device=x.device), dim=-1)
+    return (*v, low[low==low].min().item(), high[high==high].max().item())
 
 def _hist_range(extremes):
-    "The histogram's range, from `_extremes` of a first batch: [0, 1] or [0, 255] where values fill it, else where they lie and a tenth on either side"
+    "The histogram's range, from `_extremes` of a first batch: [0, 1] or [0, 255] where values fill it, else where they lie and a bit more"
     extremes = [o for o in extremes if o] or [(0., 1., 0., 1.)]
     (a,b),(lo,hi) = ((min(o[i] for o in extremes), max(o[i+1] for o in extremes)) for i in (0, 2))
     if a>=0 and (b<=1 or 25.5<b<=255) and not 0<b-a<1/16: return (0., 1.) if b<=1 else (0., 255.)

@@ -62,7 +62,7 @@ def _style(ax, title=None, xlabel=None):
     if title: ax.set_title(title, loc='left', fontweight='bold')
     if xlabel: ax.set_xlabel(xlabel)
 
-# %% ../nbs/09_plot.ipynb #02e647e7
+# %% ../nbs/09_plot.ipynb #b0b00814
 _row = .23  # height of a row of `mean ± std` above a histogram whose height is 1
 
 def _draw_rows(ax, top, rows, labels=True, n_rows=0):
@@ -74,7 +74,8 @@ def _draw_rows(ax, top, rows, labels=True, n_rows=0):
         ax.plot([mean, mean], [0, y], color=color, lw=1.2, ls=line, zorder=1.5)
         at = (mean-lo)/(hi-lo)
         if bold is None: continue  # its label says the numbers
-        ax.annotate(text[0] if text else f'{_value(mean)} ± {_value(std)}', (mean, y), xytext=(0, 5), textcoords='offset points', fontsize=8, bbox=_under(ax),
+        said = text[0] if text else f'{_value(mean)} ± {_value(std)}'
+        ax.annotate(said, (mean, y), xytext=(0, 5), textcoords='offset points', fontsize=8, bbox=_under(ax),
                     ha='left' if at<.2 else 'right' if at>.8 else 'center', fontweight='bold' if bold else None)
     ax.set(ylim=(0, total), yticks=ys, yticklabels=[r[0] for r in rows] if labels else [])
     for t,r in zip(ax.get_yticklabels(), rows): t.set_fontweight('bold' if r[6] else None)
@@ -152,7 +153,7 @@ def _bar(r):
     if r.candidate=='minmax': return (low+high)/2, (high-low)/2, f'{_value(low)} to {_value(high)}'
     return r.mean, r.std, f'{_value(r.mean)} ± {_value(r.std)}' + (f', clipped to {_value(low)} to {_value(high)}' if low==low else '')
 
-# %% ../nbs/09_plot.ipynb #d5ce8cfc
+# %% ../nbs/09_plot.ipynb #7d2c524c
 def _draw_panel(ax, self, title, channels, labels):
     "Histogram and candidates of `channels`, which are one or all alike"
     n,m = self.measured.n_channels,self.measured
@@ -169,7 +170,8 @@ def plot(self:StatsChoice,
     figsize:tuple=None   # Inches; `None`: 10 wide at most
 ):
     "Histogram of each channel's training pixels with the mean ± std of every candidate; returns the axes"
-    if self.measured is None: raise ValueError("nothing was measured for this choice, so there is nothing to plot: fit again with `measure=True` added")
+    if self.measured is None:
+        raise ValueError("nothing was measured for this choice, so there is nothing to plot: fit again with `measure=True` added")
     m = self.measured
     panels = [(name, [c]) for c,name in enumerate(_names(m.n_channels))]
     if _all_alike(m) and (axs is None or np.size(axs)==1): panels = [('all channels, which are the same', [*range(m.n_channels)])]

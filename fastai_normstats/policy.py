@@ -131,7 +131,7 @@ def _how_well(m):
     "Half-widths of the 95 % intervals of mean and std of a partial measurement, as shares of σ, the worst channel's"
     return [(h/m.std.where(m.std>0, 1.)).max().item() for h in m.half_widths()]
 
-# %% ../nbs/02_policy.ipynb #c654c45e
+# %% ../nbs/02_policy.ipynb #55e6f6d8
 def _given(case):
     "`stats=` named statistics or numbers"
     s = case.stats
@@ -152,7 +152,8 @@ def _given_scheme(case):
     if isinstance(s, str) and s=='auto': return None
     if isinstance(s, str) and s=='custom': return _schemed(case, "`stats='custom'` and `scheme=` ask")
     name = s if isinstance(s, str) else getattr(s, 'name', 'numbers')
-    raise ValueError(f"`scheme={case.scheme.name!r}` takes its numbers from the training images, and `stats` gives others ({name}): leave one of them out")
+    raise ValueError(f"`scheme={case.scheme.name!r}` takes its numbers from the training images, and `stats` gives others ({name}): leave one "
+                     "of them out")
 
 def _scheme(case):
     "`scheme=` asks for another way to normalise"
@@ -252,7 +253,7 @@ def _unclear(case):
 _rules = dict(given=_given, scheme=_scheme, scratch=_scratch, range=_range, domain=_domain, channels=_channels, frozen=_frozen, small=_small,
               similar=_similar, enough=_enough, significant=_significant, unclear=_unclear)
 
-# %% ../nbs/02_policy.ipynb #feb7a7d2
+# %% ../nbs/02_policy.ipynb #7ff0540c
 _format = 'fastai_normstats.StatsChoice'
 
 def _literal(v): return f"({', '.join(str(np.float32(o)) for o in v)}{','*(len(v)==1)})"  # the shortest that gives float32 back
@@ -266,7 +267,9 @@ def _html_row(r):
     "A row of the table of a `StatsChoice` as HTML; the numbers in use stand out by weight and background, not by colour alone"
     used = r.used is True or r.used==1
     style = 'font-weight:600;background:rgba(0,114,178,.18)' if used else ''
-    def text(k, v): return ('✓' if used else '') if k=='used' else '–' if v!=v or v is None else f'{v:.4g}' if isinstance(v, float) else escape(str(v))
+    def text(k, v):
+        if k=='used': return '✓' if used else ''
+        return '–' if v!=v or v is None else f'{v:.4g}' if isinstance(v, float) else escape(str(v))
     return f'<tr style="{style}">' + ''.join(f'<td style="{_cell}">{text(k, v)}</td>' for k,v in r.items()) + '</tr>'
 
 @dataclass(frozen=True)
@@ -288,7 +291,8 @@ class StatsChoice:
     def code(self)->str:
         "The line that hard-codes these statistics in a script; gives the same float32 numbers"
         (mean,std),of = map(_literal, self.stats),f"rule `{self.rule}`, {self.n_images:,} training images"
-        if isinstance(self.scheme, ZScore): return f"Normalize.from_stats({mean}, {std})  # {'custom' if self.kind=='custom' else self._label(self.stats)}, {of}"
+        name = 'custom' if self.kind=='custom' else self._label(self.stats)
+        if isinstance(self.scheme, ZScore): return f"Normalize.from_stats({mean}, {std})  # {name}, {of}"
         args = [f"{f.name}={v!r}" for f in fields(self.scheme) if (v := getattr(self.scheme, f.name))!=f.default and f.name!='limits']
         if self.scheme.limits: args.append(f"limits=({', '.join(map(_literal, self.scheme.limits))})")
         mask = f", mask={self.provenance['mask'].strip('<>')}" if self.scheme.masked and self.provenance.get('mask') else ''
@@ -302,7 +306,8 @@ class StatsChoice:
         said = ''.join(f'<div style="{_warned}"><b>⚠</b> {_coded(w)}</div>' for w in self.warnings)
         rows = ''.join(_html_row(r) for _,r in self.table().iterrows())
         head = ''.join(f'<th style="{_cell};font-weight:600">{escape(k.replace("_", " "))}</th>' for k in self.table().columns)
-        return (f'<div><div style="max-width:60em;margin:.4em 0"><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): {_coded(self.why)}</div>'
+        return (f'<div><div style="max-width:60em;margin:.4em 0"><b>{self.kind}</b> statistics (rule <code>{self.rule}</code>): '
+                f'{_coded(self.why)}</div>'
                 f'{said}<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
 
 # %% ../nbs/02_policy.ipynb #c3320a9f

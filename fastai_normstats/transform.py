@@ -28,7 +28,7 @@ from .running import NormStats, _jointly, _ranks
 from .schemes import Scheme, ZScore, schemes
 from .stable import Unstable
 
-# %% ../nbs/06_transform.ipynb #efa5295c
+# %% ../nbs/06_transform.ipynb #16530a1e
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
@@ -54,7 +54,8 @@ def _check_fitted(scheme, mean, std):
     want = [torch.tensor(o) for o in scheme.numbers(None, None)]
     if all(torch.allclose(a.float().flatten(), b, rtol=1e-3) for a,b in zip((mean, std), want)): return
     a,b = ([round(v, 6) for v in o.tolist()] for o in want)
-    raise ValueError(f"`mean` and `std` do not belong to scheme {scheme.name!r}, whose numbers are {a} and {b}: leave them out, `DatasetStats(scheme=…)`")
+    raise ValueError(f"`mean` and `std` do not belong to scheme {scheme.name!r}, whose numbers are {a} and {b}: leave them out, "
+                     "`DatasetStats(scheme=…)`")
 
 def _per_channel(v, axes):
     "Plain numbers, one per channel, as a tensor that broadcasts over a batch; tensors with more axes are left as they are"
@@ -145,7 +146,7 @@ def _beside(pipe, tfm):
     if not isinstance(pipe, Pipeline): return []
     return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
 
-# %% ../nbs/06_transform.ipynb #7ef9f9a2
+# %% ../nbs/06_transform.ipynb #390c7542
 class DatasetStats(Normalize):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
@@ -166,7 +167,7 @@ class DatasetStats(Normalize):
         cache:bool|str=True,       # Keep measurements on disk and use them again? True: in the user's cache folder (XDG); or a folder
         measure:bool=False,        # Measure even where the choice needs no measuring?
         verbose:bool=True,         # Show progress and print the choice?
-        scheme='zscore'            # Another way to normalise: `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme` with arguments
+        scheme='zscore'            # Another way to normalise: `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
     ):
         _check_numbers(mean, std), _check_axes(axes), _check_options(cache, policy), _check_pass(tol, max_images, seed, mask, nonfinite)
         self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
@@ -201,7 +202,8 @@ class DatasetStats(Normalize):
     def decodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
         mean,std = ((o.cpu() if x.device.type=='cpu' else o) for o in (self.mean, self.std))
-        res = x*std+mean if not x.dtype==mean.dtype==std.dtype==torch.float32 else _like(x, torch.addcmul(mean, x.as_subclass(torch.Tensor), std))
+        alike = x.dtype==mean.dtype==std.dtype==torch.float32
+        res = _like(x, torch.addcmul(mean, x.as_subclass(torch.Tensor), std)) if alike else x*std+mean
         return res if isinstance(self.scheme, ZScore) else _like(x, self.scheme.undo(res.as_subclass(torch.Tensor), len(self.axes)-1))
 
     def setups(self, dl:DataLoader):
@@ -234,7 +236,7 @@ def _fuses(self:DatasetStats, x):
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
-# %% ../nbs/06_transform.ipynb #6f0e5d07
+# %% ../nbs/06_transform.ipynb #18015fd7
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'custom-image', 'pretrained')
@@ -249,7 +251,7 @@ def _name_of(c):
     if isinstance(c, str): return c
     if isinstance(c, StatsChoice): c = c.stats
     if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
-    return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)  # a number that all channels share once
+    return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)
 
 _parts = dict(items='training items', n='number of items', load='how an item is loaded', item_tfms='item transforms',
               before='transforms before collating', batch='batch transforms')
@@ -261,7 +263,7 @@ def adopt(self:DatasetStats, other):
     self._known = other._known + [(k, (c.measured, c.provenance)) for k,c in other._fits if c.measured]
     return self
 
-# %% ../nbs/06_transform.ipynb #4dd4060a
+# %% ../nbs/06_transform.ipynb #ff17c137
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
@@ -320,7 +322,8 @@ def _guards(self:DatasetStats, dl, choice, few):
     m = choice.measured if few is None else few
     if m is None or any('clamps' in s for s in said): return said  # clamped pixels say nothing more
     plain = isinstance(choice.scheme, ZScore)
-    return check_images(m, choice.stats if plain and choice.kind!='custom' else None, choice.rule=='range' or not plain) + said + self._mask_doubts(choice)
+    given = choice.stats if plain and choice.kind!='custom' else None
+    return check_images(m, given, choice.rule=='range' or not plain) + said + self._mask_doubts(choice)
 
 @patch
 def _mask_doubts(self:DatasetStats, choice):
@@ -329,7 +332,8 @@ def _mask_doubts(self:DatasetStats, choice):
     if mask is not None and m is not None and m.image_size and m.n_pixels==m.n_images*math.prod(m.image_size):
         return ["`mask` leaves no pixel out: it gets the batch as it is before normalisation, after all other transforms (windows, scaling)"]
     had = asked.provenance.get('mask') if isinstance(asked, StatsChoice) and choice.scheme.masked else None
-    return [f"`stats` was made with `mask={had}`, which scheme {choice.scheme.name!r} needs for every image: give `mask=` again"] if had and mask is None else []
+    if not had or mask is not None: return []
+    return [f"`stats` was made with `mask={had}`, which scheme {choice.scheme.name!r} needs for every image: give `mask=` again"]
 
 @patch
 def _choose(self:DatasetStats, dl, key):
@@ -345,7 +349,9 @@ def _choose(self:DatasetStats, dl, key):
     if choice is None: choice = after_a_pass()
     if few is not None:
         again = choose_stats(dl.n, few, **self.question)  # do these numbers fit such images?
-        choice = replace(choice, stats=again.stats, warnings=(*choice.warnings, *filter(None, [again.scheme.doubts(few)]))) if again.rule==choice.rule else after_a_pass()
+        doubts = [s for s in [again.scheme.doubts(few)] if s]
+        same = replace(choice, stats=again.stats, warnings=(*choice.warnings, *doubts))
+        choice = same if again.rule==choice.rule else after_a_pass()
     choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few)))
     if _ranks()[0]: return choice  # one process speaks for all
     for w in choice.warnings: warnings.warn(w)
