@@ -869,6 +869,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'fastai_normstats.transform._like': ('transform.html#_like', 'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform._name_of': ( 'transform.html#_name_of',
                                                                                      'fastai_normstats/transform.py'),
+                                            'fastai_normstats.transform._named_candidates': ( 'transform.html#_named_candidates',
+                                                                                              'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform._per_channel': ( 'transform.html#_per_channel',
                                                                                          'fastai_normstats/transform.py'),
                                             'fastai_normstats.transform._put_copy': ( 'transform.html#_put_copy',

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['plot_before_after', 'plot_batch']
 
-# %% ../nbs/09_batches.ipynb #b61cf15d
-from collections.abc import Mapping
-
+# %% ../nbs/09_batches.ipynb #dc0967d1
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
@@ -19,10 +17,9 @@ from .drift import _normalize_in
 from .measure import ReadError, _from_worker, _once_each, _unwrapped, input_images
 from .plot import (_axes, _black, _channel_colors, _coarser, _colors, _draw_rows, _height, _lines, _look, _markers, _names, _row, _say_cut,
                                    _style, _value, _with_rows)
-from .policy import NotMeasured, StatsChoice, choose_stats
-from .running import NormStats
-from .schemes import Scheme, ZScore
-from .transform import DatasetStats, _asking, _name_of
+from .policy import NotMeasured, choose_stats
+from .schemes import ZScore
+from .transform import DatasetStats, _asking, _named_candidates
 
 # %% ../nbs/09_batches.ipynb #d1a146ea
 def _train_loader(dls):
@@ -157,7 +154,7 @@ def _candidate_tfm(choice, candidate):
     if candidate!='auto': choice = choose_stats(choice.n_images, choice.measured, choice.model, **_asking(candidate))
     return DatasetStats(*choice.stats, scheme=choice.scheme)
 
-# %% ../nbs/09_batches.ipynb #1a0a7802
+# %% ../nbs/09_batches.ipynb #74d14573
 def _usual(choice, n_channels):
     "The candidates that are drawn where none are named"
     other = {} if isinstance(choice.scheme, ZScore) else {choice.scheme.name: 'auto'}
@@ -166,12 +163,9 @@ def _usual(choice, n_channels):
 
 def _candidates(choice, stats):
     "A transform a candidate, by name"
-    if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
-    if not isinstance(stats, (Mapping, list, tuple)) or not stats:
-        raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, e.g. ('imagenet', 'custom'), got {stats!r}")
-    named,res = list(stats.items()) if isinstance(stats, Mapping) else [(_name_of(c), c) for c in stats],{}
+    if not (named := _named_candidates(stats)): raise TypeError("`stats` must be a list of at least one candidate, got none")
+    res = {}
     for name,c in named:
-        if name in res: raise ValueError(f"`stats` holds {name!r} twice: give a dict, name → candidate")
         try: res[name] = _candidate_tfm(choice, c)
         except NotMeasured as e:
             raise ValueError(f"candidate {name!r} needs measured statistics: fit again with `measure=True` added") from e

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Data', 'gather', 'candidates_of', 'Job', 'jobs_of', 'plan_of', 'Store', 'run_all']
 
-# %% ../nbs/10_runs.ipynb #9145e69d
+# %% ../nbs/10_runs.ipynb #90c94561
 import gc, hashlib, json, tempfile, time, traceback, warnings
 from collections.abc import Mapping
 from copy import copy, deepcopy
@@ -29,10 +29,9 @@ from .cache import disk_key
 from .drift import _of_each, _same, used_stats
 from .measure import _first_line, _item_at
 from .policy import StatsChoice, _write_json
-from .running import NormStats
-from .schemes import Scheme, ZScore
+from .schemes import ZScore
 from .stable import digest, stable
-from .transform import DatasetStats, _asking, _name_of
+from .transform import DatasetStats, _asking, _named_candidates
 
 # %% ../nbs/10_runs.ipynb #675a68b7
 def _classes_of(dsets):
@@ -125,21 +124,15 @@ def _fewer(data, train, n, seed):
                          f"of the {len(train):,} training images, got {n!r}")
     return sorted(train_test_split(train, train_size=n, stratify=data.y[train], random_state=seed)[0])
 
-# %% ../nbs/10_runs.ipynb #0af65e57
+# %% ../nbs/10_runs.ipynb #b74f972e
 def candidates_of(
     stats,    # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes
     own:dict  # Other keywords of `DatasetStats`
 )->dict:
     "A recipe a candidate, by name; refuses what `DatasetStats` would"
-    if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
-    if not isinstance(stats, (Mapping, list, tuple)):
-        raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, got {type(stats).__name__}")
-    named = list(stats.items()) if isinstance(stats, Mapping) else [(_name_of(c), c) for c in stats]
-    names = [str(k) for k,_ in named]
-    if len(names)<2: raise ValueError(f"`stats` must hold at least two candidates, got {names}: e.g. stats=('imagenet', 'custom')")
-    if twice := sorted({k for k in names if names.count(k)>1}):
-        raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")
-    return {str(k): DatasetStats(**_asking(c), verbose=False, **own) for k,c in named}
+    named = _named_candidates(stats)
+    if len(named)<2: raise ValueError(f"`stats` must hold at least two candidates, got {[k for k,_ in named]}: e.g. stats=('imagenet', 'custom')")
+    return {k: DatasetStats(**_asking(c), verbose=False, **own) for k,c in named}
 
 def _spec(recipe):
     "What a candidate is, as JSON"

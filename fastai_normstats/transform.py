@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['DatasetStats']
 
-# %% ../nbs/06_transform.ipynb #a9acf45d
+# %% ../nbs/06_transform.ipynb #fdc4ed67
 import math, os, warnings
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 
@@ -236,7 +237,7 @@ def _fuses(self:DatasetStats, x):
     if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
     return self._fused.exact
 
-# %% ../nbs/06_transform.ipynb #18015fd7
+# %% ../nbs/06_transform.ipynb #ee0d47d3
 def _resolve(stats):
     "Look `stats` up now, so that a typing error shows where it was made"
     choose_words = ('auto', 'custom', 'custom-image', 'pretrained')
@@ -252,6 +253,17 @@ def _name_of(c):
     if isinstance(c, StatsChoice): c = c.stats
     if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
     return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)
+
+def _named_candidates(stats):
+    "Pairs (name, candidate) from a list, or a dict by name, of what `stats=` or `scheme=` takes"
+    if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
+    if not isinstance(stats, (Mapping, list, tuple)):
+        raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, e.g. ('imagenet', 'custom'), got {type(stats).__name__}")
+    named = [(str(k), c) for k,c in (stats.items() if isinstance(stats, Mapping) else ((_name_of(c), c) for c in stats))]
+    names = [k for k,_ in named]
+    if twice := sorted({k for k in names if names.count(k)>1}):
+        raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")
+    return named
 
 _parts = dict(items='training items', n='number of items', load='how an item is loaded', item_tfms='item transforms',
               before='transforms before collating', batch='batch transforms')
