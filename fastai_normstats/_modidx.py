@@ -536,6 +536,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_normstats.policy._models': ('policy.html#_models', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._named': ('policy.html#_named', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._number_rows': ('policy.html#_number_rows', 'fastai_normstats/policy.py'),
+                                         'fastai_normstats.policy._numbers_of': ('policy.html#_numbers_of', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._on': ('policy.html#_on', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._partly': ('policy.html#_partly', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._range': ('policy.html#_range', 'fastai_normstats/policy.py'),

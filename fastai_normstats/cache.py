@@ -30,7 +30,7 @@ from .policy import _write_json
 from .running import RunningStats
 from .stable import Unstable, _installed, _version, digest, patches, stable
 
-# %% ../nbs/04_cache.ipynb #8d6eb793
+# %% ../nbs/04_cache.ipynb #e4c5e84a
 class _Same:
     "Equal only to itself: what has no value to compare. Keeps the object, so that its identity cannot be taken over"
     def __init__(self, o): self.o = o
@@ -47,7 +47,7 @@ def _frame(o):
     try: return _digest('frame', pd.util.hash_pandas_object(o, index=True).values.tobytes(), tuple(map(str, getattr(o, 'columns', ()))))
     except TypeError: return _Same(o)  # cells that cannot be hashed, such as lists
 
-# %% ../nbs/04_cache.ipynb #dab3a032
+# %% ../nbs/04_cache.ipynb #5da0fa00
 def describe(
     o,                # Anything
     state:bool=False, # Also what objects hold besides their arguments, and what functions read from outside?
@@ -70,7 +70,7 @@ def describe(
     if isinstance(o, Iterable) and hasattr(o, '__len__') and not isinstance(o, Transform): return (type(o), tuple(map(inner, o)))
     return _object(o, inner, state)
 
-# %% ../nbs/04_cache.ipynb #d0c8c5f1
+# %% ../nbs/04_cache.ipynb #37821549
 _plain = (bool, int, float, complex, str, bytes, tuple, list, dict, np.ndarray, torch.Tensor, type(None), FunctionType)
 
 def _held(attrs, inner):
@@ -92,7 +92,7 @@ def _function(f, inner, state):
     return ('function', f.__module__, f.__code__, inner(f.__defaults__), inner(f.__kwdefaults__), tuple(map(cell, f.__closure__ or ())),
             _held(outside, inner))
 
-# %% ../nbs/04_cache.ipynb #a5d4d815
+# %% ../nbs/04_cache.ipynb #aaaa0b6d
 _bases = (object, Transform)
 
 def _params(cls):
@@ -113,7 +113,7 @@ def _object(o, inner, state):
     own = getattr(o, 'order', None), None if isinstance(o, AffineCoordTfm) else getattr(o, 'split_idx', None)  # those take over the last batch's
     return (type(o), tuple((n, inner(getattr(o, n))) for n in names), funcs, own, held)
 
-# %% ../nbs/04_cache.ipynb #2ea2ab95
+# %% ../nbs/04_cache.ipynb #f6fa9b45
 def _file_state(path):
     "Size and time of the last change of a file, `None` where there is none"
     try: s = os.stat(path)
@@ -128,7 +128,7 @@ def describe_items(
     res = tuple((os.fspath(o), _file_state(o)) if isinstance(o, os.PathLike) else describe(o) for o in items)
     return _digest('files', repr(res).encode(), len(res)) if all(isinstance(o, os.PathLike) for o in items) else res
 
-# %% ../nbs/04_cache.ipynb #4d39c001
+# %% ../nbs/04_cache.ipynb #67909041
 def _stable_or_none(o):
     try: return stable(o)
     except Exception: return None  # then what `describe` says must do
@@ -226,7 +226,7 @@ def key_hash(
     "The name of the entry of `key`"
     return digest(json.dumps(key, sort_keys=True).encode())
 
-# %% ../nbs/04_cache.ipynb #65870386
+# %% ../nbs/04_cache.ipynb #0b8be5ac
 _watching,_most = [],1000
 
 def _note(event, args):
@@ -259,7 +259,7 @@ def unknown_files(
         if (k := _to_file(tl)) is not None: left.difference_update(map(os.path.realpath, _files(tl, k)))
     return sorted(left)
 
-# %% ../nbs/04_cache.ipynb #57e4cfbf
+# %% ../nbs/04_cache.ipynb #85ca5337
 _entry_format = 'fastai_normstats.cache', 1
 
 def cache_folder(
@@ -306,7 +306,7 @@ def write_entry(
         _write_json(folder/f'{key_hash(key)}.json', d)
     except (OSError, ValueError) as e: warnings.warn(f"cannot keep the measurement in {folder} ({e}): the next fit measures again")
 
-# %% ../nbs/04_cache.ipynb #2613689e
+# %% ../nbs/04_cache.ipynb #f3278c5e
 def provenance(
     dl:TfmdDL,       # The training loader that was measured
     m,               # What was measured

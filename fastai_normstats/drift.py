@@ -23,7 +23,7 @@ from .policy import Policy, _difference, _divisor, _fitting, _lives_on
 from .running import NormStats
 from .schemes import ZScore
 
-# %% ../nbs/08_drift.ipynb #3999abe2
+# %% ../nbs/08_drift.ipynb #fd7d40c5
 def _normalize_in(dl):
     "The Normalize among the batch transforms of `dl`, `None` where there is none"
     return next((f for f in _unwrapped(dl).after_batch.fs if isinstance(f, Normalize)), None)
@@ -176,7 +176,7 @@ def _disagreement(used, want, choice, name):
 
 def _numbers(s): return ' / '.join('('+', '.join(f'{v:.4g}' for v in o)+')' for o in s)
 
-# %% ../nbs/08_drift.ipynb #ff81a156
+# %% ../nbs/08_drift.ipynb #5e8fc1ba
 @patch
 def check_stats(self:Learner,
     model=None,        # What `model_stats` takes, where `learn.arch` does not say it (other `weights`, a network of your own)

@@ -22,7 +22,7 @@ from .measure import _item_at, _unwrapped, handful, look_at
 from .models import IMAGENET
 from .policy import _constant_text, _ends_of, _num, _on
 
-# %% ../nbs/05_guards.ipynb #173edc34
+# %% ../nbs/05_guards.ipynb #a27caaf7
 def already_normalised(
     m  # `RunningStats` of the images before normalisation
 )->str|None:
@@ -64,7 +64,7 @@ def constant(m)->str|None:
     "A channel that carries nothing?"
     return _constant_text(m)
 
-# %% ../nbs/05_guards.ipynb #e68c896a
+# %% ../nbs/05_guards.ipynb #b08bede9
 def background(m)->str|None:
     "One value at an end of the range that more than half of the pixels have?"
     total,found = m.hist.sum(1).clamp(min=1),[]
@@ -102,7 +102,7 @@ def _off_scale(m, stats, a, b, most=20):
     return (f"the pixel values run from {_num(a)} to {_num(b)} and have a std that is {_num(ratio.max().item())} of the one to divide by: "
             "the numbers are for another range; give them in the units of the pixels (for images in [0, 1], those for 0–255 divided by 255)")
 
-# %% ../nbs/05_guards.ipynb #63ce193f
+# %% ../nbs/05_guards.ipynb #c91e5810
 def _acts_on_images(f):
     "Does transform `f` change images? What only knows other types does not"
     if getattr(f, 'encodes', None) is None: return False
@@ -130,7 +130,7 @@ def twice(
     names = ', '.join(type(f).__name__ if isinstance(f, Normalize) else f.name for f in found)
     return f"{len(found)} transforms normalise ({names}): keep one of them"
 
-# %% ../nbs/05_guards.ipynb #e9f05782
+# %% ../nbs/05_guards.ipynb #a1511590
 def less_than_a_batch(
     dl  # The training loader
 )->str|None:

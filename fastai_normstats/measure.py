@@ -26,7 +26,7 @@ from fasttransform import Pipeline
 from .moments import NonFiniteError, every
 from .running import RunningStats, _jointly, _ranks
 
-# %% ../nbs/03_measure.ipynb #8b3bf0d3
+# %% ../nbs/03_measure.ipynb #45d16d1c
 def _unwrapped(dl):
     "`dl`, or the loader in fastai's `DistributedDL`, whose own `after_batch` is a method"
     return dl.dl if isinstance(getattr(dl, 'dl', None), TfmdDL) else dl
@@ -41,7 +41,7 @@ def before_normalize(
                         "`Datasets.dataloaders`")
     return [f for f in dl.after_batch.fs if f.order<Normalize.order and not isinstance(f, Normalize)]
 
-# %% ../nbs/03_measure.ipynb #9bf82d88
+# %% ../nbs/03_measure.ipynb #d7ae8ac3
 def input_images(
     b,          # A batch as the loader yields it
     n_inp:int   # How many of its parts are inputs
@@ -53,7 +53,7 @@ def input_images(
     kinds = ', '.join(type(o).__name__ for o in parts)
     raise TypeError(f"no image among the inputs ({kinds}): Normalize acts on TensorImage only, so let a block yield it (e.g. `ImageBlock`)")
 
-# %% ../nbs/03_measure.ipynb #6e77d4de
+# %% ../nbs/03_measure.ipynb #55aa6795
 class ReadError(OSError):
     "An item could not be read or transformed; names it"
 
@@ -85,7 +85,7 @@ class _NamedBatch:
         try: return self.create_batch(items)
         except (RuntimeError, TypeError, ValueError) as e: raise ReadError(_why_not_collated(items, e)) from e
 
-# %% ../nbs/03_measure.ipynb #4f685127
+# %% ../nbs/03_measure.ipynb #8da7f59b
 def _why_not_collated(items, e):
     "One sentence on why `items` do not fit into one batch"
     shapes = [tuple(getattr(it[0] if isinstance(it, (tuple, list)) else it, 'shape', ())) for it in items]
@@ -99,7 +99,7 @@ def _from_worker(e):
     "A `ReadError` without the traceback that torch wraps round errors of worker processes"
     return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
-# %% ../nbs/03_measure.ipynb #d8da7973
+# %% ../nbs/03_measure.ipynb #f75de74a
 def check_indexed(
     dl  # A loader
 ):
@@ -123,15 +123,18 @@ def _extremes(x):
     "Lowest and highest finite value of `x`, and where nearly all of each image's pixels end; `None` where there is none"
     if x.is_complex(): return None  # refused a moment later
     if not x.is_floating_point(): x = x.to(torch.float64)  # uint16 has no minimum
-    x = x.where(x.isfinite(), torch.nan)
-    v = x[x==x]
-    if not v.numel(): return None
-    v,some = (float(v.min()), float(v.max())),x.flatten(min(2, x.ndim-1))
+    if not x.numel(): return None
+    a,b,some = float(x.min()),float(x.max()),x
+    if not math.isfinite(b-a):
+        some = x.where(x.isfinite(), torch.nan)
+        if not (v := x[x.isfinite()]).numel(): return None
+        a,b = float(v.min()),float(v.max())
+    some = some.flatten(min(2, x.ndim-1))
     some = some[...,::every(some.shape[-1], x.shape[-1], 2000)]
     n = some.shape[-1]
     q = max(2, n//1000)/(n-1) if n>=100 else 0.  # stuck pixels do not count
     low,high = some.as_subclass(torch.Tensor).nanquantile(torch.tensor([q, 1-q], dtype=x.dtype, device=x.device), dim=-1)
-    return (*v, low[low==low].min().item(), high[high==high].max().item())
+    return a, b, low[low==low].min().item(), high[high==high].max().item()
 
 def _hist_range(extremes):
     "The histogram's range, from `_extremes` of a first batch: [0, 1] or [0, 255] where values fill it, else where they lie and a bit more"
@@ -152,7 +155,7 @@ def _fingerprint(dataset):
     text = repr(list(items.index) if hasattr(items, 'iloc') else None if items is None else list(items))
     return None if ' at 0x' in text else hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/03_measure.ipynb #e539eb84
+# %% ../nbs/03_measure.ipynb #f298acd8
 class _Share:
     "The training images that this process reads"
     def __init__(self, dl, tol, max_images, seed, mask, nonfinite, among=None):
@@ -215,7 +218,7 @@ class _Share:
         i = next(filter(bad, self.idxs[start:]), None)
         return NonFiniteError(str(e) if i is None else f"{_item_name(self.dl.dataset, i)}: {e}")
 
-# %% ../nbs/03_measure.ipynb #04bc7360
+# %% ../nbs/03_measure.ipynb #4dcb5514
 _look = 3072  # images before the stop rule is first asked, and the unit of the intervals; whole batches on 1, 2, 3, 4, 6… processes
 
 def _next_look(n): return max(n+_look, math.ceil(1.25*n/_look)*_look)
@@ -290,7 +293,7 @@ def _pass(share, bar):
         k = max(1, min(2*k, int(.5*k/max(1e-6, *seconds))))
     return share.total(n, not more and share.last==share.n), sum(n_images)
 
-# %% ../nbs/03_measure.ipynb #94e7b452
+# %% ../nbs/03_measure.ipynb #3e4c66bb
 @contextmanager
 def _spare_cores(dl):
     "Leave the cores to the worker processes of `dl`, if it has any and there are no batch transforms to compute but conversion to float"
@@ -300,7 +303,7 @@ def _spare_cores(dl):
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/03_measure.ipynb #5fd3e249
+# %% ../nbs/03_measure.ipynb #f97a67a2
 def measure_stats(
     dl:TfmdDL,               # The training loader, e.g. `dls.train`
     tol:float=.01,           # Stop once mean and std are known to `tol` × std (95 %) in every channel; 0 measures every image

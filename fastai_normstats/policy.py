@@ -60,7 +60,7 @@ class _Case:
     @property
     def n_text(self): return f"{self.n_images:,} training image{'s'*(self.n_images!=1)}"
 
-# %% ../nbs/02_policy.ipynb #2eb1a978
+# %% ../nbs/02_policy.ipynb #1dcadedc
 @dataclass(frozen=True)
 class _Verdict:
     "What a rule gives"
@@ -74,21 +74,23 @@ def _models(case, why, warnings=()):
     kind = 'imagenet' if is_imagenet(case.model) and not case.is_domain else 'pretrained'
     return _Verdict(_applied(case, case.model), kind, why, list(warnings))
 
+def _numbers_of(scheme, m, name, estimator='pooled'):
+    "What a fitted `scheme` subtracts and divides by, from what was measured, `m`, where it needs that"
+    if m is None: return NormStats(*scheme.numbers(None, None), name=name)
+    source = f"measured on {_how_many(m)} training images"
+    return NormStats(*scheme.numbers(m, _divisor(m, estimator)), name=name, estimator=estimator, value_range=_lives_on(m), source=source)
+
 def _custom(case, why, warnings=(), estimator='pooled'):
     "The measured statistics; a constant channel gets std 1, as in scikit-learn's `StandardScaler`"
     m = case.own
-    source = f"measured on {_how_many(m)} training images"
-    stats = NormStats(m.mean, _divisor(m, estimator), estimator=estimator, value_range=_lives_on(m), source=source)
-    return _Verdict(stats, 'custom', why, list(warnings))
+    return _Verdict(_numbers_of(ZScore(), m, 'custom', estimator), 'custom', why, list(warnings))
 
 def _schemed(case, how):
     "The numbers of another scheme than z-scores, fitted where it needs that; `how` says who asks for it"
     m = case.measured if case.scheme.needs=='nothing' else case.own
     scheme = case.scheme if m is None else case.scheme.fitted(m)
-    where = {} if m is None else dict(value_range=_lives_on(m), source=f"measured on {_how_many(m)} training images")
-    stats = NormStats(*scheme.numbers(m, None if m is None else _divisor(m)), name=scheme.name, **where)
     doubt = scheme.doubts(m)
-    return _Verdict(stats, 'custom', f"{scheme.why()}, as {how}", [doubt] if doubt else [], scheme)
+    return _Verdict(_numbers_of(scheme, m, scheme.name), 'custom', f"{scheme.why()}, as {how}", [doubt] if doubt else [], scheme)
 
 # %% ../nbs/02_policy.ipynb #3cf4591a
 def _on(m, value_range, least=.1, slack=.05):

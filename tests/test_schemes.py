@@ -342,7 +342,9 @@ def test_fit_again_with_another(folder):
     dls = db.dataloaders(folder, **small)
     assert dls.stats_choice.scheme==ImageZScore() and dls.fit_stats(stats='imagenet', **quiet).stats_choice.scheme==ZScore()
 
-def test_names(): assert {k: scheme_of(k).name for k in schemes}=={k: k for k in schemes}
+def test_names():
+    from fastai_normstats.cli import _schemes
+    assert {k: scheme_of(k).name for k in schemes}=={k: k for k in schemes} and _schemes==(*schemes,)
 
 def test_compare(folder):
     def learner(dls): return Learner(dls, nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), loss_func=nn.CrossEntropyLoss())
