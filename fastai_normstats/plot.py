@@ -95,15 +95,15 @@ def _value(v):
     "A number for a picture: three digits, or three places below 1"
     return _minus(_num(v) if abs(v)>=100 else f'{v:#.3g}' if abs(v)>=.9995 else f'{round(v, 3)+0.:.3f}')
 
-# %% ../nbs/09_plot.ipynb #0322e1f9
-def _middle(counts):
-    "From which bin to which the middle 99.8 % of the counts lie"
-    cum = counts.cumsum()
-    return np.searchsorted(cum, [.001*cum[-1], .999*cum[-1]]) if cum[-1] else np.array([0, len(counts)-1])
+# %% ../nbs/09_plot.ipynb #1101ccb5
+def _middle(counts, share=.998):
+    "From which bin to which the middle `share` of the counts lie"
+    cum,out = counts.cumsum(),(1-share)/2
+    return np.searchsorted(cum, [out*cum[-1], (1-out)*cum[-1]]) if cum[-1] else np.array([0, len(counts)-1])
 
 def _coarser(counts):
     "How many bins of `counts` to draw as one so that few levels do not become a comb"
-    k,(a,b) = 1,_middle(counts)
+    k,(a,b) = 1,_middle(counts, .85)  # what lies far off, such as clouds, leaves gaps that are no comb
     while k<16 and len(counts)%(2*k)==0 and (np.add.reduceat(counts, range(0, len(counts), k))[a//k:b//k+1]>0).mean()<.75: k *= 2
     return k
 

@@ -407,3 +407,13 @@ def test_usual_candidates(channels, scheme, rows):
     "Without candidates: those that apply, and what is used"
     dls = loaders(channels, **(dict(stats='auto', scheme=scheme) if scheme!='zscore' else {}))
     assert [row[0].get_ylabel().split('\n')[0] for row in plot_batch(dls, n=2)]==rows
+
+def test_far_values_do_not_make_bars_coarse():
+    "A few bright clouds far off leave gaps; only few levels make a comb, which is drawn in coarser bins"
+    from fastai_normstats.plot import _coarser
+    counts = np.zeros(256, int)
+    counts[5:30],counts[230:250] = 1000,30
+    assert _coarser(counts)==1
+    comb = np.zeros(256, int)
+    comb[::16] = 1000
+    assert _coarser(comb)==16
