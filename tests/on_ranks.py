@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from fastai.data.all import CategoryBlock,DataBlock,DataLoaders,IndexSplitter,ItemGetter,RandomSplitter,parent_label
+from fastai.data.all import (CategoryBlock,DataBlock,DataLoaders,IndexSplitter,ItemGetter,RandomSplitter,TfmdDL,Transform,
+    parent_label)
 from fastai.distributed import DistributedDL
+from fastai.torch_core import TensorImage
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 from fastcore.foundation import L
@@ -31,7 +33,13 @@ def block(splitter=IndexSplitter([0, 4, 8]), **kwargs):
 
 def loaders(bs=4, num_workers=0, **kwargs): return block(**kwargs).dataloaders(path, bs=bs, num_workers=num_workers)
 
-def numbers(rs): return json.loads(json.dumps(rs.to_dict()))
+def numbers(rs):
+    "Every row and every number of a ledger"
+    rows = rs.images.assign(index=range(len(rs.items)) if rs.index is None else rs.index)
+    rows = rows.astype(object).where(rows.notna(), None).to_dict('list')
+    return dict(rows=rows, row_quantiles=[o.tolist() for o in rs.row_quantiles()], **rs.measured().to_dict())
+
+def family(f): return f"patient {int(Path(f).stem)//3}"
 
 def error_of(f):
     "The error that `f` ends with on this rank, and how long it took"
@@ -44,9 +52,30 @@ def all_reduced():
     "Batches of different sizes on the ranks; the last one has none where there are several"
     g = torch.Generator().manual_seed(0)
     x,rs = torch.rand(31, 3, 40, 30, generator=g)*torch.rand(31, 3, 1, 1, generator=g),RunningStats()
-    mine = x[rank::max(1, size-1)] if rank<max(1, size-1) else []
-    for i in mine: rs.update(i[None])
+    mine = range(31)[rank::max(1, size-1)] if rank<max(1, size-1) else []
+    for i in mine: rs.update(x[i:i+1], items=[i], groups=[i//4])
     return numbers(rs.all_reduce())
+
+class Slices:
+    "Volumes of 1 to 4 slices"
+    items = [f'volume {k}' for k in range(20)]
+    def __len__(self): return 20
+    def __getitem__(self, k):
+        return TensorImage(torch.rand(k%4+1, 1, 6, 5, generator=torch.Generator().manual_seed(k))),
+
+def with_known():
+    "Every third row is known already"
+    whole = measure_stats(loaders().train, tol=0, **quiet)
+    return numbers(measure_stats(loaders().train, tol=0, known=whole.take(range(0, 34, 3)), **quiet))
+
+def all_known():
+    whole = measure_stats(loaders().train, tol=0, groups=family, **quiet)
+    return numbers(measure_stats(loaders().train, tol=0, groups=family, known=whole, **quiet))
+
+def greys(**kwargs):
+    return numbers(measure_stats(Ready(Greys(20_000), bs=64, num_workers=0, shuffle=True), **kwargs, **quiet))
+
+def by(groups, **kwargs): return measure_stats(loaders().train, tol=0, groups=groups, **kwargs, **quiet)
 
 def fit():
     "`fit_stats` on a block, on loaders, on fastai's distributed ones, and a transform that fits when the loaders are made"
@@ -54,8 +83,10 @@ def fit():
     lazy = loaders(batch_tfms=DatasetStats(pretrained=False, **quiet))
     dls = loaders().fit_stats(pretrained=False, **quiet)
     wrapped = DataLoaders(*[DistributedDL(dl, rank, size) for dl in loaders().loaders]).fit_stats(pretrained=False, **quiet)
+    grouped = block().fit_stats(path, pretrained=False, groups=family, bs=4, num_workers=0, **quiet)
     b = wrapped[0].dl.one_batch()[0]
-    return dict(choices=[o.stats_choice.to_dict() for o in (db, lazy, dls, wrapped)], normalised=bool(b.min()<-.5))
+    choices = [o.stats_choice.to_dict() for o in (db, lazy, dls, wrapped, grouped)]
+    return dict(choices=choices, normalised=bool(b.min()<-.5))
 
 def same_draws():
     "What comes after a fit is what would have come without it"
@@ -83,12 +114,23 @@ def scenarios():
     yield 'workers', lambda: numbers(measure_stats(loaders(num_workers=2).train, tol=0, **quiet))
     yield 'two images', lambda: numbers(measure_stats(loaders(splitter=IndexSplitter(range(35))).train, tol=0, **quiet))
     yield 'at most', lambda: numbers(measure_stats(loaders().train, tol=0, max_images=11, **quiet))
-    yield 'stopped', lambda: numbers(measure_stats(Ready(Greys(20_000), bs=64, num_workers=0, shuffle=True), tol=.016, **quiet))
+    yield 'groups', lambda: numbers(by(family))
+    yield 'at most, groups', lambda: numbers(by(family, max_images=11))
+    yield 'masked', lambda: numbers(measure_stats(loaders().train, tol=0, mask=lambda x: x[:, :1]>.4, **quiet))
+    yield 'slices', lambda: numbers(measure_stats(TfmdDL(Slices(), bs=None, num_workers=0), tol=0, **quiet))
+    yield 'augmented', lambda: numbers(measure_stats(loaders(batch_tfms=Gains()).train, tol=0, **quiet))
+    yield 'known', with_known
+    yield 'all known', all_known
+    yield 'stopped', lambda: greys(tol=.016)
+    yield 'stopped, groups', lambda: greys(tol=.016, groups=[i//7 for i in range(20_000)])
     yield 'all_reduce', all_reduced
     yield 'fit', fit
     yield 'same draws', same_draws
     yield 'unreadable', lambda: broken(lambda f: f.write_text('not an image'))
-    yield 'other size', lambda: error_of(lambda: all_reduce_of_other_bins())
+    yield 'other channels', lambda: error_of(lambda: RunningStats().update(torch.rand(2, 1+rank, 3, 3)).all_reduce())
+    yield 'other groups', lambda: error_of(lambda: by(lambda f: family(f) if rank else 'one'))
+    yield 'other known rows', lambda: error_of(other_known)
+    yield 'no group', lambda: error_of(lambda: by(lambda f: None if rank==size-1 else 'one'))
     yield 'other splits', lambda: error_of(lambda: measure_stats(loaders(splitter=RandomSplitter(seed=rank)).train, **quiet))
     yield 'other splits of tuples', lambda: error_of(lambda: measure_stats(tuples().train, **quiet))
     yield 'mask raises', lambda: error_of(lambda: measure_stats(loaders().train, mask=lambda x: x[:, :1]>=0 if rank else 1//0, **quiet))
@@ -98,7 +140,14 @@ def tuples():
     return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: L([(f, f.parent.name) for f in files(p)]), get_x=ItemGetter(0), get_y=ItemGetter(1),
                      splitter=RandomSplitter(seed=rank), item_tfms=Resize(12)).dataloaders(path, bs=4, num_workers=0)
 
-def all_reduce_of_other_bins(): RunningStats(bins=8+rank).update(torch.rand(2, 1, 3, 3)).all_reduce()
+def other_known():
+    whole = measure_stats(loaders().train, tol=0, **quiet)
+    measure_stats(loaders().train, tol=0, known=whole.take(range(rank+1)), **quiet)
+
+class Gains(Transform):
+    "Deterministic, and other for each image"
+    order = 20
+    def encodes(self, x:TensorImage): return x*x.amax((1, 2, 3), keepdim=True)
 
 if what=='raises':  # and nobody catches it
     def mask(x):

@@ -33,26 +33,29 @@ def results(folder):
         return [json.loads((folder/f'{r}.json').read_text()) for r in range(n)]
     return {n: run(n) for n in (1, 2, 3)}
 
-def moments(d):
-    "The numbers of a state, as one array"
-    s = d['state']
-    return np.concatenate([np.ravel(s[k]) for k in ('n_images', 'n_pixels', 'n', 'pivot', 'mu', 'co', 'min', 'max', 'hist')])
+passes = ['full', 'workers', 'two images', 'at most', 'groups', 'at most, groups', 'masked', 'slices', 'augmented', 'known',
+          'all known', 'stopped', 'stopped, groups', 'all_reduce']
 
 @pytest.mark.parametrize('n', [2, 3])
-@pytest.mark.parametrize('what', ['full', 'workers', 'two images', 'at most', 'stopped', 'all_reduce'])
+@pytest.mark.parametrize('what', passes)
 def test_as_on_one(results, what, n):
-    "34 images are not divided by 3 nor 31 by 2: none is padded, none left out, and a stopped pass stops at the same image"
+    "Every row and number, to the bit. 34 images are not divided by 3 nor 31 by 2: none is padded, none left out"
     (one,),many = ([r[what] for r in results[k]] for k in (1, n))
     for d in many:
-        assert d==many[0]  # the same bits
-        assert (d['complete'], d['population'])==(one['complete'], one['population'])
-        np.testing.assert_allclose(moments(d), moments(one), rtol=1e-12, atol=1e-12)
+        assert d.keys()==one.keys()
+        for k in one: assert d[k]==one[k], k
 
 def test_counts(results):
     for n in (1, 2, 3):
         r = results[n][0]
-        assert [r[k]['state']['n_images'] for k in ('full', 'workers', 'two images', 'at most', 'all_reduce')]==[34, 34, 2, 11, 31]
-        assert not r['stopped']['complete'] and 3072<=r['stopped']['state']['n_images']<20_000
+        counts = dict(full=34, workers=34, groups=34, augmented=34, slices=50, known=34, all_reduce=31)
+        counts |= {'two images': 2, 'at most': 11, 'all known': 34}
+        assert {k: r[k]['n_images'] for k in counts}==counts
+        assert [r[k]['n_groups'] for k in ('full', 'groups', 'slices', 'all known', 'all_reduce')]==[34, 13, 20, 13, 8]
+        assert not r['stopped']['complete'] and 3072<=r['stopped']['n_images']<20_000
+        g = r['stopped, groups']
+        assert not g['complete'] and g['n_images']==7*g['n_groups'] and g['population_groups']==2858
+        for k in ('known', 'all known'): assert r[k]==r[{'known': 'full'}.get(k, 'groups')]
 
 def test_exact(results, folder):
     "Against numpy over the training files"
@@ -61,6 +64,9 @@ def test_exact(results, folder):
     for n in (2, 3):
         mean,std = (results[n][1]['fit']['choices'][0]['stats'][k] for k in ('mean', 'std'))
         np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-6), np.testing.assert_allclose(std, x.std((0, 1, 2)), rtol=1e-6)
+        bright,masked = np.float32(x[...,0])>np.float32(.4),results[n][1]['masked']
+        assert (masked['n_images'], masked['n_pixels'])==(bright.any((1, 2)).sum(), bright.sum())
+        np.testing.assert_allclose(masked['mean'], x[bright].mean(0), rtol=1e-6)
 
 @pytest.mark.parametrize('n', [1, 2, 3])
 def test_fits(results, n):
@@ -72,7 +78,9 @@ def test_fits(results, n):
         assert r['same draws']
 
 @pytest.mark.parametrize('n', [2, 3])
-@pytest.mark.parametrize('what,match', [('unreadable', 'a.010.png'), ('mask raises', 'division'), ('other size', 'histograms differ'),
+@pytest.mark.parametrize('what,match', [('unreadable', 'a.010.png'), ('mask raises', 'division'),
+                                        ('other channels', 'channel'), ('other groups', 'different `groups`'),
+                                        ('other known rows', 'different `known` rows'), ('no group', 'says no group'),
                                         ('other splits', 'different training splits .*RandomSplitter'),
                                         ('other splits of tuples', 'different training splits')])
 def test_an_error_on_one_is_an_error_on_all(results, what, match, n):
@@ -80,7 +88,7 @@ def test_an_error_on_one_is_an_error_on_all(results, what, match, n):
         kind,message,seconds = r[what]
         assert re.search(match, message) and '\n' not in message and seconds<60
     kinds = {r[what][0] for r in results[n]}
-    if what in ('unreadable', 'mask raises'):
+    if what in ('unreadable', 'mask raises', 'no group'):
         assert sum(re.match(r'rank \d failed with ', r[what][1]) is not None for r in results[n])==n-1 and 'RuntimeError' in kinds
 
 def test_uncaught_error_ends_all(folder):

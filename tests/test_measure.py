@@ -1,17 +1,20 @@
 "What a fit measures, opens and leaves behind: exact numbers, training files only, each fold its own, no random state touched"
 
-import random,sys,warnings
+import math,random,sys,warnings
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.data import PartialDL,WeightedDL
 import fastai.callback.progress
-from fastai.data.all import (CategoryBlock,Categorize,DataBlock,DataLoaders,Datasets,GrandparentSplitter,IndexSplitter,
-    IntToFloatTensor,L,Normalize,RandomSplitter,TfmdDL,ToTensor,Transform,TransformBlock,noop,parent_label)
+from fastai.data.all import (CategoryBlock,Categorize,ColReader,DataBlock,DataLoaders,Datasets,GrandparentSplitter,
+    IndexSplitter,IntToFloatTensor,L,Normalize,RandomSplitter,SkipItemException,TfmdDL,TfmdLists,ToTensor,Transform,
+    TransformBlock,fastuple,noop,parent_label)
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorImage,set_seed
@@ -19,13 +22,15 @@ from fastai.vision.augment import (Brightness,Contrast,CropPad,Dihedral,Flip,Hue
     RandomResizedCrop,RandomResizedCropGPU,Resize,Rotate,Saturation,Warp,Zoom,aug_transforms)
 from fastai.vision.core import PILImage,PILImageBW,imagenet_stats
 from fastai.vision.data import ImageBlock
-from helpers import image_folder,random_image
+from helpers import Greys,Ready,image_folder,no_address,random_image
 from PIL import Image
+from scipy.stats import t as student
 from torch import nn
 
 import fastai_normstats.block
 from fastai_normstats import cli
-from fastai_normstats.measure import measure_stats
+from fastai_normstats.fingerprint import n_looked_at
+from fastai_normstats.measure import as_validation,is_augmented,measure_stats
 from fastai_normstats.transform import DatasetStats
 
 # --- independent references
@@ -115,12 +120,20 @@ def test_exact(folder, way, num_workers):
     check(way(block(), folder, bs=6, num_workers=num_workers), pixels(train_files(folder)))
 
 @ways
-def test_exact_after_augmentation(folder, way):
-    rec = Record()
+def test_exact_after_augmentation(folder, way, monkeypatch):
+    "What passed just before Normalize during the pass: not the pictures that the fingerprint or fastai look at"
+    rec,of_pass = Record(),[]
+    def recorded(*args, **kwargs):
+        start = len(rec.seen)
+        res = measure_stats(*args, **kwargs)
+        of_pass.extend(rec.seen[start:])
+        return res
+    monkeypatch.setattr('fastai_normstats.transform.measure_stats', recorded)
     m = way(block(item_tfms=[RandomResizedCrop(14, min_scale=.5)], batch_tfms=[*augs(), rec]), folder, **small)
-    n,seen = len(train_files(folder)),torch.cat(rec.seen).double().numpy()
-    seen = seen[-n:] if way in (by_loader, by_dls) else seen[:n]  # fastai looks at one item when it makes the validation loader
-    assert seen.shape==(n, 3, 10, 10) and np.abs(seen.mean()/pixels(train_files(folder)).mean()-1)>1e-3
+    seen = torch.cat(rec.seen if way is by_loader else of_pass).double().numpy()
+    files = train_files(folder)
+    seen = seen[-len(files):] if way is by_loader else seen
+    assert seen.shape==(len(files), 3, 10, 10) and np.abs(seen.mean()/pixels(files).mean()-1)>1e-3
     check(m, seen)
 
 def test_installed_numbers_are_the_measured_ones(folder):
@@ -193,7 +206,10 @@ def test_images_of_different_sizes_one_by_one(tmp_path):
     rng = np.random.default_rng(0)
     for i,s in enumerate((8, 13, 20, 9, 30)): random_image(rng, s).save(tmp_path/f'{i}.png')
     db = DataBlock(ImageBlock, n_inp=1, get_items=sorted_files, splitter=IndexSplitter([2]))
-    m  = measure_stats(db.dataloaders(tmp_path, bs=1, num_workers=0).train, **quiet)
+    dl = db.dataloaders(tmp_path, bs=1, num_workers=0).train
+    m  = measure_stats(dl, **quiet)
+    assert m.image_size is measure_stats(dl, known=m.take([0, 2]), **quiet).image_size is None
+    assert measure_stats(dl, max_images=1, **quiet).image_size is not None
     x  = [np.asarray(Image.open(f), dtype=np.float64).reshape(-1, 3)/255 for i,f in enumerate(files_of(tmp_path)) if i!=2]
     close(m.mean, np.concatenate(x).mean(0)), close(m.std, np.concatenate(x).std(0)), close(m.image_std, np.mean([o.std(0) for o in x], 0))
 
@@ -257,7 +273,7 @@ def test_no_validation_file_is_opened_by_the_command(folder, monkeypatch, capsys
 @pytest.mark.parametrize('splitter', [RandomSplitter(), RandomSplitter(seed=3), GrandparentSplitter, None],
     ids=['unseeded', 'seeded', 'folders', 'default'])
 def test_trains_on_what_was_measured(folder, tmp_path, passes, splitter):
-    "Also with an unseeded RandomSplitter, which splits anew at every call; and without a second pass"
+    "Also with an unseeded RandomSplitter; without a second pass, but for a look at 16 images and the one that fastai opens"
     if splitter is GrandparentSplitter:
         image_folder(folder/'train', n=9), image_folder(folder/'valid', n=6)
         splitter = GrandparentSplitter()
@@ -268,7 +284,7 @@ def test_trains_on_what_was_measured(folder, tmp_path, passes, splitter):
     for _ in range(3):
         with opened() as names: dls = db.dataloaders(folder, **small)
         assert set(dls.train_ds.items)==first and not first & set(dls.valid_ds.items)
-        assert len(set(names))<=1 and len(passes)==1
+        assert len(set(names))<=n_looked_at+1 and not set(names) & set(dls.valid_ds.items) and len(passes)==1
     check(dls.stats_choice.measured, pixels(sorted(first)))
 
 # --- folds
@@ -408,7 +424,7 @@ def test_other_batch_transform(folder, passes, pair):
     for tfm in (*pair, pair[0]):
         ref = measure_stats(ds.dataloaders(after_batch=[IntToFloatTensor(), *L(tfm)], **small, **tfms_kw).train, **quiet)
         dls = ds.dataloaders(after_batch=[IntToFloatTensor(), *L(tfm), stats], **small, **tfms_kw)
-        assert dls.stats_choice.measured.to_dict()==ref.to_dict()
+        assert dls.stats_choice.measured==ref.measured()
     assert len(passes)==2  # the first is known again
 
 items_changes = dict(size=(Resize(12), Resize(8)), method=(Resize(12, method='squish'), Resize(12, method='pad')),
@@ -421,7 +437,7 @@ def test_other_item_transform(folder, passes, pair):
     for tfm in pair:
         ref = measure_stats(ds.dataloaders(after_item=[tfm, ToTensor()], after_batch=[IntToFloatTensor()], **small).train, **quiet)
         dls = ds.dataloaders(after_item=[tfm, ToTensor()], after_batch=[IntToFloatTensor(), stats], **small)
-        assert dls.stats_choice.measured.to_dict()==ref.to_dict()
+        assert dls.stats_choice.measured==ref.measured()
     assert len(passes)==2
 
 def test_parameter_of_a_transform_changed_in_place(folder, passes):
@@ -600,10 +616,12 @@ def test_seed_of_the_pass(folder, num_workers):
     db,res = random_block(IndexSplitter([1, 2])),[]
     for glob,seed in ((1, 0), (2, 0), (2, 5)):
         set_seed(glob)
-        res.append(measure_stats(db.dataloaders(folder, bs=5, num_workers=num_workers).train, seed=seed, **quiet).to_dict())
-    assert res[0]==res[1] and res[0]['state']['mu']!=res[2]['state']['mu']
+        res.append(measure_stats(db.dataloaders(folder, bs=5, num_workers=num_workers).train, seed=seed, **quiet))
+    pd.testing.assert_frame_equal(res[0].images, res[1].images, check_exact=True)
+    assert (res[0].images.mean_0!=res[2].images.mean_0).all()
     assert DatasetStats(seed=5, **custom).pass_args['seed']==5
-    assert db.fit_stats(folder, seed=5, bs=5, num_workers=num_workers, **custom).stats_choice.measured.to_dict()==res[2]
+    db.fit_stats(folder, seed=5, bs=5, num_workers=num_workers, **custom)
+    assert db.stats_choice.measured==res[2].measured()
 
 # --- masks and NaN
 
@@ -828,11 +846,11 @@ def test_random_splits_differ_between_fits(folder):
 
 def test_another_question_needs_no_second_pass(folder, passes):
     db = block().fit_stats(folder, **custom, num_workers=0)
-    first = db.stats_choice.measured.to_dict()
+    first = db.stats_choice.measured
     for kw in (dict(pretrained=False), dict(model=([.5]*3, [.2]*3)), dict(stats='custom')):
         db.fit_stats(folder, **kw, **quiet, num_workers=0)
         dls = db.dataloaders(folder, **small).fit_stats(**kw, **quiet)
-        assert db.stats_choice.measured.to_dict()==dls.stats_choice.measured.to_dict()==first
+        assert db.stats_choice.measured==dls.stats_choice.measured==first
     assert len(passes)==1
     db.fit_stats(folder, **custom, num_workers=0, seed=1)
     assert len(passes)==2
@@ -850,3 +868,435 @@ def test_splitter_with_a_splitter_of_its_own(folder):
     for _ in range(2):
         dls = block(splitter=Wrapped()).fit_stats(folder, **custom, num_workers=0).dataloaders(folder, **small)
         assert list(dls.train_ds.items)==files_of(folder)[:20]
+
+# --- families of images
+
+def family(f): return int(Path(f).stem)//3
+
+def labels_of(files): return np.array([family(f) for f in files])
+
+def cluster_errors(x, groups):
+    "Standard errors of mean and std (Cochran 1977, section 6), and the larger design effect, for images of one size"
+    def se(t, total, codes):
+        sums = np.array([t[codes==g].sum() for g in np.unique(codes)])
+        return np.sqrt(len(sums)/(len(sums)-1)*(sums**2).sum())/total
+    res = []
+    for c in range(x.shape[1]):
+        v = x[:,c].reshape(len(x), -1).astype(np.float64)
+        m,s,n = v.mean(),v.std(),v.size
+        def both(codes): return np.array([se((v-m).sum(1), n, codes), se(((v-m)**2-s**2).sum(1), n, codes)/(2*s)])
+        own = both(np.asarray(groups))
+        res.append((*own, (own/both(np.arange(len(x))))**2))
+    return np.array([o[:2] for o in res]).T,np.array([o[2].max() for o in res])
+
+def table_of(path):
+    files = files_of(path)
+    return pd.DataFrame(dict(file=files, patient_id=list(map(family, files))), index=range(100, 127))
+
+def table_block():
+    return DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('file'), get_y=lambda r: r.file.parent.name,
+                     splitter=IndexSplitter(range(0, 27, 4)), item_tfms=Resize(12, method='squish'))
+
+@pytest.mark.parametrize('how', ['function', 'list', 'array', 'mapping', 'column', 'function of rows', 'series'])
+def test_ways_to_say_groups(folder, how):
+    "One ledger, whatever says it; errors against numpy"
+    files = train_files(folder)
+    of_rows = how in ('column', 'function of rows', 'series')
+    db,source = (table_block(), table_of(folder)) if of_rows else (block(), folder)
+    dl,x = db.dataloaders(source, **small).train,pixels(files)
+    said = {'function': family, 'list': labels_of(files).tolist(), 'array': labels_of(files), 'column': 'patient_id',
+            'mapping': {f: family(f) for f in files_of(folder)}, 'function of rows': lambda r: r.patient_id,
+            'series': dl.items.patient_id if of_rows else None}
+    rs = measure_stats(dl, groups=said[how], **quiet)
+    check(rs, x)
+    assert rs.n_groups==len(set(labels_of(files))) and rs.images.group.tolist()==[str(o) for o in labels_of(files)]
+    (mean_se, std_se),effect = cluster_errors(x, labels_of(files))
+    close(rs.mean_se, mean_se), close(rs.std_se, std_se), close(rs.design_effect, effect)
+    assert rs.unit==dict(column='patient').get(how, 'family' if how=='function' else 'group')
+
+@pytest.mark.parametrize('groups,says', [
+    ('patient', "got 'patient'"), ([1, 2], 'one group an item, got 2 for 20 items'), (7, 'got 7'),
+    (lambda f: None, 'no group .None. of .*002.png'), ({}, 'no group .None. of .*002.png'),
+    ([float('nan')]*20, 'no group .nan. of .*002.png'), (np.full(20, np.nan, np.float32), 'no group'),
+    ([pd.NaT]*20, 'no group'), (pd.Series(range(20)), 'another index')], ids=no_address)
+def test_groups_that_are_refused(folder, groups, says):
+    dl = block().dataloaders(folder, **small).train
+    with opened() as names, pytest.raises(ValueError, match=f'`groups`.*{says}') as e:
+        measure_stats(dl, groups=groups, **quiet)
+    assert not names and '\n' not in str(e.value)
+
+def test_groups_are_read_wholly_in_random_order(folder):
+    dl,orders = block().dataloaders(folder, **small).train,[]
+    for seed in (0, 0, 1):
+        with opened() as names: measure_stats(dl, seed=seed, groups=family, **quiet)
+        assert Counter(names)==Counter(train_files(folder))
+        runs = [g for i,g in enumerate(map(family, names)) if not i or g!=family(names[i-1])]
+        assert len(runs)==len(set(runs))  # each is left once
+        orders.append(runs)
+    assert orders[0]==orders[1]!=orders[2] and sorted(orders[0])==sorted(orders[2])!=orders[0]
+
+@pytest.mark.parametrize('most', [1, 4, 5, 11, 20, 500])
+def test_max_images_stops_at_the_end_of_a_group(folder, most):
+    files,dl = train_files(folder),block().dataloaders(folder, **small).train
+    with opened() as names: rs = measure_stats(dl, max_images=most, groups=family, **quiet)
+    read = sorted(set(names))
+    assert len(names)==len(read)==rs.n_images
+    assert read==[f for f in files if family(f) in set(map(family, read))]  # whole groups
+    assert rs.n_images<=max(most, 3) and rs.n_images>min(most, 20)-3  # groups hold two or three
+    assert (rs.complete, rs.population_groups)==(most>=20, 9 if most<20 else rs.n_groups)
+    check(rs, pixels(read))
+
+def test_max_images_without_groups(folder):
+    rs = measure_stats(block().dataloaders(folder, **small).train, max_images=7, **quiet)
+    assert (rs.n_images, rs.complete, rs.population, rs.population_groups)==(7, False, 20, None)
+
+def test_rows_name_their_files(folder):
+    dl = block().dataloaders(folder, bs=4, num_workers=2).train
+    for rs in (measure_stats(dl, **quiet), measure_stats(dl, groups=family, max_images=9, **quiet)):
+        where = [list(map(str, train_files(folder))).index(o) for o in rs.images['item']]
+        assert where==rs.index.tolist()==sorted(where)
+        x = pixels([train_files(folder)[i] for i in where])
+        for c in range(3):
+            close(rs.images[f'mean_{c}'], x[:,c].mean((1, 2))), close(rs.images[f'std_{c}'], x[:,c].std((1, 2)))
+            close(rs.images[f'min_{c}'], x[:,c].min((1, 2))), close(rs.images[f'max_{c}'], x[:,c].max((1, 2)))
+
+def test_random_states_with_groups_and_known_rows(folder):
+    dl = random_block(IndexSplitter([1])).dataloaders(folder, **small).train
+    set_seed(1)
+    was,own = states(),dl.rng.getstate()
+    rs = measure_stats(dl, groups=family, **quiet)
+    measure_stats(dl, known=rs.take([1, 3]), **quiet)
+    as_validation(dl), is_augmented(dl)
+    assert states()==was and dl.rng.getstate()==own
+
+# --- the stop rule
+
+class Families(Greys):
+    "`n` images in families of 2 to 30, which share most of their grey value"
+    def __init__(self, n, share=.8, seed=0):
+        super().__init__(n, seed)
+        g = torch.Generator().manual_seed(seed+1)
+        sizes = torch.randint(2, 31, (n,), generator=g)
+        self.family = torch.repeat_interleave(torch.arange(n), sizes)[:n][torch.randperm(n, generator=g)].tolist()
+        own,common = (torch.randn(n, 2, 1, 1, generator=g) for _ in range(2))
+        self.grey = .1*(share**.5*common[self.family]+(1-share)**.5*own)+torch.tensor([.4, .6]).view(2, 1, 1)
+
+    def loader(self, bs=64): return Ready(self, bs=bs, num_workers=0, shuffle=True)
+
+@pytest.fixture
+def sooner(monkeypatch):
+    "A pass may stop after 300 images and 50 groups; it looks after 256 images first"
+    monkeypatch.setattr('fastai_normstats.measure._least', (300, 50))
+    monkeypatch.setattr('fastai_normstats.measure._look', 256)
+
+def half_widths(x, groups, n_groups):
+    "95 % half-widths of mean and std, worst channel in σ, groups as units, corrected for the `n_groups` there are"
+    (mean_se, std_se),_ = cluster_errors(x, groups)
+    G,std = len(set(groups)),two_pass(x)[1]
+    edge = student.ppf(.975, G-1) if G<200 else 1.96
+    return edge*np.sqrt(1-G/n_groups)*max((mean_se/std).max(), (std_se/std).max())
+
+@pytest.mark.parametrize('tol', [.05, .03, .02, .01])
+@pytest.mark.parametrize('grouped', [True, False])
+def test_stops_where_the_formula_says(sooner, tol, grouped):
+    "The first look at which all half-widths are at most `tol`, over the whole groups before it"
+    data,order = Families(4000),[]
+    labels = data.family if grouped else list(range(4000))
+    class Seen(Ready):
+        def create_batches(self, samples):
+            for b in super().create_batches(o for o in samples if order.append(o) is None): yield b
+    rs = measure_stats(Seen(data, bs=64, num_workers=0), tol=tol, groups=labels if grouped else None, **quiet)
+    look,n_groups = 256,len(set(labels))
+    while look<4000:
+        last = labels[order[look]]
+        read = [i for i in order[:look] if labels[i]!=last]
+        own = [labels[i] for i in read]
+        if len(read)>=300 and len(set(own))>=50 and half_widths(data.images(read).numpy(), own, n_groups)<=tol: break
+        look = max(look+256, math.ceil(1.25*look/256)*256)
+    read = sorted(read) if look<4000 else list(range(4000))
+    assert rs.index.tolist()==read and rs.complete==(look>=4000)
+    x,own = data.images(read).numpy(),[labels[i] for i in read]
+    check(rs, x)
+    close((torch.stack(rs.half_widths())/rs.std).max(), half_widths(x, own, n_groups), 1e-5)
+
+def test_never_before_3000_images_and_200_groups():
+    "However little they differ"
+    class Same(Greys):
+        def __init__(self, n):
+            super().__init__(n)
+            self.grey = self.grey*1e-4+.5
+    def measured(size):
+        groups = None if size==1 else [i//size for i in range(20_000)]
+        return measure_stats(Ready(Same(20_000), bs=64, num_workers=0), tol=.5, groups=groups, **quiet)
+    for size,least in ((1, 3072), (2, 3072), (16, 3200), (40, 8000)):
+        rs = measured(size)
+        assert not rs.complete and rs.n_groups>=200 and least-size<=rs.n_images<least+3072
+        assert rs.n_images==rs.n_groups*size  # no part of a group
+        assert rs.population_groups==(None if size==1 else 20_000//size)
+    assert measured(101).complete  # there are 199
+
+def test_zero_tol_reads_all(sooner):
+    data = Families(1000)
+    assert measure_stats(data.loader(), tol=0, groups=data.family, **quiet).complete
+    assert not measure_stats(data.loader(), tol=.2, **quiet).complete
+
+@pytest.mark.parametrize('share,tol', [(0., .03), (.8, .07)])
+def test_intervals_of_a_pass_that_stops(sooner, share, tol):
+    "Of 200 passes over populations of their own, about 95 % hold the truth; with images as units they do not"
+    def covers(rs):
+        off = [(got-want).abs() for got,want in zip((rs.mean, rs.std), data.truth)]
+        return [b for o,h in zip(off, rs.half_widths()) for b in (o<=h).tolist()]
+    hits,naive,read = [],[],[]
+    for seed in range(200):
+        data = Families(4000, share, seed)
+        rs = measure_stats(data.loader(256), tol=tol, seed=seed, groups=data.family, **quiet)
+        alone = rs.labelled(rs.items, [None]*len(rs.items))
+        alone.population_groups = None
+        hits.append(covers(rs)), naive.append(covers(alone)), read.append(rs.n_images)
+    assert np.max(read)<3000  # they stopped
+    assert .93<=np.mean(hits)<=.97
+    if share: assert np.mean(naive, 0)[:2].max()<.7
+
+# --- several images an item
+
+class Slices:
+    "Item `k` is a stack of slices, all of one value that says which: `sizes[k]` of them"
+    def __init__(self, sizes, skip=()):
+        self.sizes,self.skip = sizes,skip
+        self.items = [f'volume{k}.nii' for k in range(len(sizes))]
+    def __len__(self): return len(self.sizes)
+    def __getitem__(self, k):
+        if k in self.skip: raise SkipItemException()
+        return TensorImage(torch.stack([torch.full((1, 3, 3), k+j/100) for j in range(self.sizes[k])])),
+    def rows(self):
+        kept = [k for k in range(len(self)) if k not in self.skip]
+        return [(self.items[k], k+j/100) for k in kept for j in range(self.sizes[k])]
+
+class EndToEnd(TfmdDL):
+    "Batches in which the slices of several items follow each other"
+    def create_batch(self, items): return TensorImage(torch.cat([o[0] for o in items])),
+
+class Unstacked(Transform):
+    "A batch (B, S, 1, H, W) as its slices"
+    order = 20
+    def encodes(self, x:TensorImage): return x.flatten(0, 1)
+
+loaders_of_slices = dict(one_by_one=partial(TfmdDL, bs=None), end_to_end=partial(EndToEnd, bs=4),
+                         unstacked=partial(TfmdDL, bs=4, after_batch=[Unstacked()]))
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('skip', [(), (0, 3, 4, 5, 11)], ids=['all', 'some skipped'])
+@pytest.mark.parametrize('make', loaders_of_slices)
+def test_items_of_several_images_are_groups(make, skip, num_workers):
+    "Whatever puts them together; each row under the name of its own item"
+    sizes = [3]*12 if make=='unstacked' else [1, 4, 2, 2, 5, 1, 3, 1, 1, 6, 2, 1]
+    data = Slices(sizes, skip)
+    rs = measure_stats(loaders_of_slices[make](data, num_workers=num_workers), **quiet)
+    assert [*zip(rs.images['item'], rs.images.mean_0.round(2))]==data.rows()
+    assert rs.images.group.tolist()==rs.images['item'].tolist() and (rs.unit, rs.n_groups)==('item', 12-len(skip))
+    groups,values = zip(*data.rows())
+    (mean_se, std_se),_ = cluster_errors(np.array(values)[:,None,None].repeat(9, 2), groups)
+    close(rs.mean_se, mean_se, 1e-5), close(rs.std_se, std_se, 1e-5)
+    def half(f): return int(f[6:-4])//2
+    by = measure_stats(loaders_of_slices[make](data, num_workers=num_workers), groups=half, **quiet)
+    assert by.images.group.tolist()==[str(half(f)) for f in groups]
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_skipped_items(num_workers):
+    "An item left out leaves the names of the others alone"
+    data = Slices([1]*30, skip={1, 2, 3, 4, 9, 12, 13, 28})  # fastai itself reads the first
+    rs = measure_stats(TfmdDL(TfmdLists(range(30), lambda k: data[k][0][0]), bs=4, num_workers=num_workers), **quiet)
+    kept = [k for k in range(30) if k not in data.skip]
+    assert rs.images['item'].tolist()==[str(k) for k in kept] and rs.index.tolist()==kept and rs.complete
+    np.testing.assert_allclose(rs.images.mean_0, kept, rtol=1e-7)
+    assert not rs.grouped and rs.population==22
+
+def test_all_skipped():
+    dl = TfmdDL(Slices([1]*5, range(5)), bs=2, num_workers=0)
+    with pytest.raises(ValueError, match='every item was skipped'): measure_stats(dl, **quiet)
+
+def test_items_whose_names_are_alike_are_families_of_their_own():
+    "Arrays are written alike"
+    items = [np.full((40, 40), k, np.float32) for k in range(12)]
+    items = [np.where(np.eye(40)[:1]>2, 0, a) for a in items]
+    for a,k in zip(items, range(12)): a[:5] = a[-5:] = 0; a[:,:5] = a[:,-5:] = 0
+    def two(a): return TensorImage(np.stack([a, a+1])[:,None])
+    dl = EndToEnd(TfmdLists(items, [two, lambda x: (x,)]), bs=4, num_workers=0)
+    rs = measure_stats(dl, **quiet)
+    assert len(set(rs.images['item']))==1 and (rs.n_groups, rs.n_images)==(12, 24) and rs.mean_se.isfinite().all()
+
+def test_nan_in_a_stack_is_named():
+    class Torn(Slices):
+        def __getitem__(self, k):
+            x, = super().__getitem__(k)
+            if k==4: x[-1, 0, 1, 1] = float('nan')
+            return x,
+    def everything(x):
+        assert x.ndim==4
+        return torch.ones_like(x[:, :1], dtype=torch.bool)
+    for make,mask in (('one_by_one', everything), ('one_by_one', None), ('end_to_end', None)):
+        dl = loaders_of_slices[make](Torn([2]*7), num_workers=0)
+        with pytest.raises(ValueError, match='volume4.nii: NaN'): measure_stats(dl, mask=mask, **quiet)
+
+def test_nan_in_a_loader_that_makes_no_items():
+    "Nothing can be named, and the error is still that of the pixels"
+    data = Greys(100)
+    data.grey[50] = float('nan')
+    with pytest.raises(ValueError, match='^NaN'): measure_stats(Ready(data, bs=8, num_workers=0), **quiet)
+
+# --- known rows
+
+def same_bits(a, b):
+    pd.testing.assert_frame_equal(a.images, b.images, check_exact=True)
+    assert a.measured()==b.measured() and a.index.tolist()==b.index.tolist()
+    for k in ('mean', 'std', 'image_std', 'mean_se', 'std_se'): assert torch.equal(getattr(a, k), getattr(b, k))
+    q = torch.linspace(0, 1, 37, dtype=torch.float64)
+    assert torch.equal(a.quantile(q), b.quantile(q))
+
+@pytest.mark.parametrize('known', [[0], [3, 4, 11, 19], range(20), range(0, 20, 2)], ids=str)
+@pytest.mark.parametrize('groups', [None, family], ids=no_address)
+@pytest.mark.parametrize('before', [None, family], ids=no_address)
+def test_known_rows_are_not_read_again(folder, known, groups, before):
+    "And the bits are those of a whole pass, whatever was said of groups then"
+    files,dl = train_files(folder),block().dataloaders(folder, **small).train
+    whole = measure_stats(dl, groups=groups, **quiet)
+    rows = measure_stats(dl, groups=before, **quiet).take(list(known))
+    with opened() as names: again = measure_stats(dl, groups=groups, known=rows, **quiet)
+    assert sorted(names)==[f for i,f in enumerate(files) if i not in known]
+    same_bits(again, whole)
+    assert again.population_groups==whole.population_groups and again.image_size==whole.image_size
+    check(again, pixels(files))
+    few = measure_stats(dl, groups=groups, max_images=8, **quiet)
+    same_bits(measure_stats(dl, groups=groups, max_images=8, known=rows, **quiet), few)
+
+def test_known_rows_of_several_images():
+    data = Slices([1, 4, 2, 2, 5, 1, 3])
+    def loader(): return EndToEnd(data, bs=4, num_workers=0)
+    whole = measure_stats(loader(), **quiet)
+    for idxs in ([1], [0, 4, 5], range(7)):
+        rows = whole.take(np.flatnonzero(np.isin(whole.index, list(idxs))))
+        same_bits(measure_stats(loader(), known=rows, **quiet), whole)
+
+def test_known_rows_and_the_stop_rule(sooner):
+    "It stops where it would have stopped"
+    data = Families(4000)
+    some = measure_stats(data.loader(), tol=.07, groups=data.family, **quiet)
+    assert not some.complete
+    for rows in (some, some.take(range(0, some.n_images, 3)), measure_stats(data.loader(), tol=0, **quiet)):
+        same_bits(measure_stats(data.loader(), tol=.07, groups=data.family, known=rows, **quiet), some)
+
+# --- what comes as input
+
+class Of:
+    "Items that are these tensors"
+    def __init__(self, x, kind=TensorImage): self.x,self.kind,self.items = x,kind,[f'{i}.raw' for i in range(len(x))]
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.kind(self.x[i]),
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int16,
+                                   torch.int32])
+def test_kinds_of_numbers(dtype):
+    g = torch.Generator().manual_seed(0)
+    x = (torch.rand(21, 2, 9, 7, generator=g)*torch.rand(21, 2, 1, 1, generator=g)*200).to(dtype)
+    rs = measure_stats(TfmdDL(Of(x), bs=4, num_workers=0), **quiet)
+    check(rs, x.double().numpy())
+    q = np.quantile(x.double().numpy().transpose(1, 0, 2, 3).reshape(2, -1), [.01, .25, .5, .75, .99], axis=1)
+    np.testing.assert_allclose(rs.quantile([.01, .25, .5, .75, .99]), q, atol=.02*200)
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('fit', ['loaders', 'setup'])
+def test_half_precision_through_a_fit(dtype, fit):
+    g = torch.Generator().manual_seed(0)
+    x,tfm = (torch.rand(24, 3, 8, 8, generator=g)*.5+.2).to(dtype), DatasetStats(**custom)
+    dl = TfmdDL(Of(x), bs=4, num_workers=0, shuffle=True, after_batch=[tfm] if fit=='setup' else None)
+    dls = DataLoaders(dl, TfmdDL(Of(x), bs=4, num_workers=0))
+    if fit=='loaders': dls.fit_stats(**custom)
+    check(dls.stats_choice.measured, x.double().numpy())
+
+def test_constant_images_of_any_size():
+    for value in (1e30, -1e30, 0., 1., 1e6, 65504.):
+        rs = measure_stats(TfmdDL(Of(torch.full((9, 1, 4, 4), value)), bs=4, num_workers=0), **quiet)
+        assert rs.mean.item()==torch.tensor(value).item() and rs.std.item()==rs.image_std.item()==0
+        assert rs.quantile([0., .5, 1.]).flatten().tolist()==[rs.mean.item()]*3
+
+def test_small_differences_far_from_zero():
+    "float32 has steps of 1/16 at a million; what is left of the differences is counted exactly"
+    g = torch.Generator().manual_seed(0)
+    x = 1e6+torch.rand(40, 1, 16, 16, generator=g)
+    rs = measure_stats(TfmdDL(Of(x), bs=8, num_workers=0), **quiet)
+    ref = x.double().numpy()
+    assert ref.std()>.28
+    close(rs.std, [ref.std()]), close(rs.image_std, [ref.std((1, 2, 3)).mean()])
+    np.testing.assert_allclose(rs.mean, [ref.mean()], rtol=1e-12)
+    dls = DataLoaders(TfmdDL(Of(x), bs=8, num_workers=0, shuffle=True), TfmdDL(Of(x), bs=8, num_workers=0))
+    choice = dls.fit_stats(**custom).stats_choice
+    close(choice.stats.std, [ref.std()])
+    assert not any('constant' in s for s in choice.warnings)
+
+class ImageTuple(fastuple):
+    "From fastai's siamese tutorial"
+    @classmethod
+    def create(cls, fns): return cls(tuple(PILImage.create(f) for f in fns))
+
+def TupleBlock(): return TransformBlock(type_tfms=ImageTuple.create, batch_tfms=IntToFloatTensor)
+
+def test_tuples_of_images(folder):
+    "fastai's siamese tutorial: Normalize acts inside of tuples"
+    def pairs(path): fs = files_of(path); return L([a, b] for a,b in zip(fs, fs[::-1]))
+    db = DataBlock((TupleBlock, CategoryBlock), get_items=pairs, get_y=lambda o: o[0].parent.name,
+                   splitter=IndexSplitter(range(0, 27, 4)), item_tfms=Resize(12, method='squish'))
+    fs = files_of(folder)
+    kept = [i for i in range(27) if i%4]
+    x = np.stack([pixels(fs)[kept], pixels(fs[::-1])[kept]], 1)
+    rs = measure_stats(db.dataloaders(folder, **small).train, **quiet)
+    check(rs, x.reshape(-1, 3, 12, 12))
+    close(rs.images.mean_1, x.reshape(-1, 3, 12, 12)[:,1].mean((1, 2)))  # both of an item, one after the other
+    assert (rs.n_groups, rs.unit)==(20, 'item') and rs.images.group.nunique()==20
+    dls = db.fit_stats(folder, **custom, **small).dataloaders(folder, drop_last=False, **small)
+    seen = torch.cat([torch.cat(list(b[0])) for b in dls.train]).double()
+    assert seen.mean((0, 2, 3)).abs().max()<1e-5 and (seen.std((0, 2, 3), correction=0)-1).abs().max()<1e-5
+
+def test_images_as_target_only(folder):
+    "A generator that starts from noise: fastai normalises what it is to make"
+    def noise(f): return torch.zeros(7)
+    db = DataBlock((TransformBlock, ImageBlock), get_items=sorted_files, get_x=noise,
+                   splitter=IndexSplitter(range(0, 27, 4)), item_tfms=Resize(12, method='squish'))
+    check(by_loader(db, folder, **small), pixels(train_files(folder)))
+    dls = db.fit_stats(folder, **custom, **small).dataloaders(folder, drop_last=False, **small)
+    x = torch.cat([b[1] for b in dls.train]).double()
+    assert x.mean((0, 2, 3)).abs().max()<1e-5
+
+def test_lists_that_yield_two_images_and_a_label(folder):
+    "fastai feeds the model all but the last"
+    def both(f):
+        a = np.asarray(Image.open(f).resize((12, 12), Image.Resampling.BILINEAR))
+        return PILImage.create(a),PILImage.create(255-a),int(f.parent.name=='b')
+    lists = TfmdLists(files_of(folder), both, splits=([i for i in range(27) if i%4], list(range(0, 27, 4))))
+    dls = lists.dataloaders(after_item=[ToTensor()], after_batch=[IntToFloatTensor()], **small)
+    rs = measure_stats(dls.train, **quiet)
+    x = pixels(train_files(folder))
+    check(rs, np.concatenate([x, 1-x]))
+    assert rs.n_groups==20 and rs.images['item'].tolist()==[str(f) for f in train_files(folder) for _ in range(2)]
+
+# --- as validation sees them
+
+def plain_tfms():    return dict(item_tfms=[], batch_tfms=[])
+def flipped():       return dict(batch_tfms=[Flip(p=.5)])
+def resized_crop():  return dict(item_tfms=[RandomResizedCrop(14, min_scale=.3)])
+def all_augs():      return dict(batch_tfms=augs())
+def of_training():   return dict(batch_tfms=[AddIn(.25, 0)])
+def of_validation(): return dict(batch_tfms=[AddIn(.25, 1)])
+
+@pytest.mark.parametrize('make', [plain_tfms, flipped, resized_crop, all_augs, of_training, of_validation],
+                         ids=lambda f: f.__name__)
+@pytest.mark.parametrize('after', ['nothing', 'a training batch', 'a validation batch'])
+def test_training_images_as_validation_sees_them(folder, make, after):
+    "Augmented or not, by what it does to pixels; without it they are what fastai's test loader makes of the same files"
+    db = block(**make())
+    dls = db.dataloaders(folder, **small)
+    if after!='nothing': dls[after=='a validation batch'].one_batch()
+    assert is_augmented(dls.train)==(make is not plain_tfms)
+    rs = measure_stats(as_validation(dls.train), **quiet)
+    check(rs, torch.cat([b[0] for b in dls.test_dl(train_files(folder))]).double().numpy())
+    if make is flipped: check(rs, pixels(train_files(folder)), 1e-5)
+    assert measure_stats(dls.train, **quiet).images.equals(rs.images)==(make is plain_tfms)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from fastai_normstats.all import StatsChoice
 from fastai_normstats.cli import main
-from fastai_normstats.drift import _rows
+from fastai_normstats.drift import _own_stats, _rows, _with_verdicts
+from fastai_normstats.measure import measure_stats
 from fastai_normstats.policy import Policy
 from fastai_normstats.running import RunningStats
 
@@ -67,6 +68,25 @@ def test_command_line_agrees(capsys, tmp_path):
     out = capsys.readouterr().out
     assert '3,146 images' in out and 'rule `enough`' in out and (tmp_path/'p.png').stat().st_size>10_000
     np.testing.assert_allclose(StatsChoice.load(tmp_path/'s.json').stats.mean, .4815, atol=.003)
+
+# --- patients
+
+def test_patients_as_units():
+    "3,146 X-rays of 2,352 patients, 64²: the errors and design effects found with numpy alone, to their rounding"
+    labels = pd.read_csv(CXR/'labels.csv')
+    patient = {CXR/f: p for f,p in zip(labels.fname, labels.patient_id)}
+    db = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=lambda p: sorted(get_image_files(p)), get_y=parent_label,
+                   splitter=lambda o: (range(len(o)), []), item_tfms=Resize(64, method='squish'))
+    dl = db.dataloaders(CXR, bs=64, num_workers=0).train
+    by,alone = (measure_stats(dl, tol=0, groups=g, verbose=False) for g in (patient, None))
+    assert (by.n_images, by.n_groups, alone.n_groups)==(3146, 2352, 3146) and torch.equal(by.mean, alone.mean)
+    sigma = by.std.item()
+    assert [round((m.mean_se/sigma).item(), 4) for m in (alone, by)]==[.0050, .0059]
+    effects = [(getattr(by, k)/getattr(alone, k)).item()**2 for k in ('mean_se', 'std_se')]
+    assert [round(o, 2) for o in effects]==[1.38, 1.55]
+    assert by.design_effect.item()==pytest.approx(max(effects), rel=1e-9) and round(by.n_effective)==2028
+    db.fit_stats(CXR, groups=patient, tol=0, bs=64, num_workers=0, verbose=False)
+    assert db.stats_choice.measured==by.measured() and not [o for o in db.stats_choice.warnings if 'famil' in o]
 
 # --- guards and model statistics on real images
 
@@ -186,5 +206,7 @@ def test_halves_are_alike():
     for seed in range(100):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
         a,b = (RunningStats().update(x[o]) for o in order.chunk(2))
-        alike += all(r['verdict']=='alike' for r in _rows(b, a.stats(), a, Policy()))
+        training = a.measured()
+        rows = [dict(group=None, **r) for r in _rows(b, _own_stats(training), training, training, Policy())]
+        alike += (_with_verdicts(rows).verdict=='alike').all()
     assert alike>=95
