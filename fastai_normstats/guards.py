@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'background', 'off_range', 'after_normalize', 'twice',
-           'less_than_a_batch', 'clamps', 'clipped', 'check_images', 'check_loader']
+           'less_than_a_batch', 'clamps', 'clipped', 'families', 'influential', 'masks_among', 'reach', 'check_images',
+           'check_ledger', 'check_loader']
 
 # %% ../nbs/05_guards.ipynb #8d9b8ff5
-from pathlib import Path
+import os, re
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, no_random
 from fastai.vision.augment import RandomErasing, SpaceTfm
 from PIL import Image, UnidentifiedImageError
 
-from .cache import _is_file
-from .measure import _item_at, _unwrapped, handful, look_at
+from .fingerprint import is_file
+from .measure import _unwrapped, handful, item_at, look_at
 from .models import IMAGENET
 from .policy import _constant_text, _ends_of, _num, _on
 
@@ -65,19 +68,21 @@ def constant(m)->str|None:
     return _constant_text(m)
 
 # %% ../nbs/05_guards.ipynb #b08bede9
+def _at_ends(m, width):
+    "Share of the pixels (2, C) within `width` of the lowest and of the highest value"
+    q = m.quantile(torch.linspace(0, 1, 401, dtype=torch.float64))
+    return torch.stack([(q<=m.min+width).double().mean(0), (q>=m.max-width).double().mean(0)])
+
 def background(m)->str|None:
     "One value at an end of the range that more than half of the pixels have?"
-    total,found = m.hist.sum(1).clamp(min=1),[]
-    for h,n in zip(m.hist, total):
-        used = h.nonzero().flatten()
-        if not len(used) or used[0]==used[-1]: return None  # a constant channel is said elsewhere
-        i = max(used[0], used[-1], key=lambda o: h[o])
-        found.append((i.item(), (h[i]/n).item()))
-    (lo,hi),share,i = m.value_range,min(s for _,s in found),found[0][0]
-    width = (hi-lo)/m.bins
-    if share<=.5 or (m.std<4*width).any(): return None  # one bin that holds everything is no background
-    black = i<m.bins/2
-    value,edge = (m.min[0].item(), lo+(i+1)*width) if black else (m.max[0].item(), lo+i*width)
+    (lo,hi),(low,high) = m.value_range,m.quantile([.05, .95])
+    width = min(hi-lo, 4*(high-low).max().item())/256  # a few values far off leave the rest no background
+    if (m.std<(hi-lo)/64).any(): return None  # what holds everything is no background
+    shares = _at_ends(m, width).min(1).values
+    share,black = shares.max().item(),bool(shares[0]>=shares[1])
+    if share<=.5: return None
+    value = (m.min if black else m.max)[0].item()
+    edge = value+width if black else value-width
     return (f"{share:.0%} of the pixels are background (value {_num(value)}): mean and std describe it more than the subject; "
             f"`mask=lambda x: x[:, :1]{'>' if black else '<'}{edge:.3g}` leaves it out")
 
@@ -162,12 +167,12 @@ def _raw(file):
 def _loading(dl, i):
     "The file of the `i`-th training item and the image that the type transforms make of it, or `None`"
     tl = dl.dataset.tls[0]
-    x = _item_at(tl.items, i)
+    x = item_at(tl.items, i)
     for f in tl.tfms.fs:
-        file = x if _is_file(x) else None
+        file = x if is_file(x) else None
         if file is not None and _raw(file) is None: return None
         x = f(x)
-        if file is not None and not _is_file(x): return file,x
+        if file is not None and not is_file(x): return file,x
 
 def _cut(raw, loaded):
     "Share of the values of `raw` above 255 that `loaded` has as 255, or with fractions cut off; 0 where `loaded` is something else"
@@ -189,6 +194,128 @@ def clipped(
                 "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, with "
                 "`FloatImageBlock()` in place of `ImageBlock`")
 
+# %% ../nbs/05_guards.ipynb #6a000002
+_last_number = re.compile(r'(\d.*)[-_. ]\d+$')
+
+def _beginning(item):
+    "The name of the file `item` without its last number, where a number is left"
+    return _last_number.sub(r'\1', PureWindowsPath(str(item)).stem)  # knows slashes and backslashes
+
+def _family(item):
+    "The beginning of the name of `item`; `None` where there is no more than the name, or where it is that of a folder: a class"
+    path,found = PureWindowsPath(str(item)),_beginning(item)
+    return None if found in (path.stem, *path.parent.parts) else found
+
+# %% ../nbs/05_guards.ipynb #6a000013
+def _alike(
+    y:np.ndarray,    # A value of each image (n,)
+    codes:np.ndarray # The number of its family
+)->tuple:
+    "Intra-class correlation of `y`, and how many standard errors that is from 0"
+    d = y-y.mean()
+    def total(v): return np.bincount(codes, v)
+    pairs   = (total(d)**2-total(d**2))/2  # sums over the pairs of a family, of products
+    squares = (total(d**2)**2-total(d**4))/2
+    n,among = np.bincount(codes),squares.sum()
+    if among<=0: return 0.,0.
+    return pairs.sum()/(n*(n-1)/2).sum()/d.var(), pairs.sum()/np.sqrt(among)
+
+def families(
+    m,         # `RunningStats` measured without groups
+    z:float=4. # Standard errors that the intra-class correlation of the images' means must exceed
+)->str|None:
+    "Do several images share the beginning of their names, and resemble each other?"
+    if m.grouped or not m.n_images: return None
+    df = m.images.assign(family=[_family(o) for o in m.items])
+    df['brightness'] = df.filter(regex=r'^mean_\d+$').mean(axis=1)
+    df = df.dropna(subset=['family', 'brightness'])
+    codes,names = pd.factorize(df.family)
+    if len(names)<20 or len(df)-len(names)<10: return None
+    rho,by = _alike(df.brightness.to_numpy(), codes)
+    if by<=z: return None
+    effect = m.labelled(m.items, [_beginning(o) for o in m.items]).design_effect.max()
+    name = df.family[df.family.duplicated()].iloc[0]
+    return (f"{len(df):,} images share {len(names):,} beginnings of file names (such as {name!r}), and those that share one resemble each other (intra-class "
+            f"correlation {rho:.2f}): families, for which the standard errors are too small (design effect {effect:.2f}); say whose an image is, e.g. "
+            f"`groups=lambda f: re.sub(r'{_last_number.pattern}', r'\\1', Path(f).stem)`, and keep families together in splits")
+
+# %% ../nbs/05_guards.ipynb #6a000005
+def _moving(df, share, most, z):
+    "The rows of `df` with a large influence, also for their `share` of the images, and a large, finite z"
+    return df[(df.influence>np.maximum(most, 5*share)) & (df.z>z) & np.isfinite(df.z)]
+
+def _of_groups(m):
+    "The rows of `unusual` in one row a group of several images: its influence, and the median z of its images"
+    df = m.unusual(m.n_images).assign(unit=lambda o: o.group.map(str)).groupby('unit', sort=False)
+    df = df.agg(influence=('influence', 'first'), z=('z', 'median'), n=('z', 'size'))
+    return df[df.n>1].reset_index(names='group')
+
+def influential(
+    m,               # `RunningStats`
+    most:float=.02,  # Change of mean or std, in σ, without the image, or without its group
+    z:float=8.       # Robust z of the mean or std of the image, or of half of the group's images
+)->str|None:
+    "A single image, or group, that moves mean or std?"
+    if m.n_images<8: return None
+    alone = m.labelled(m.items, [None]*len(m.items)) if m.grouped else m
+    df = _moving(alone.unusual(m.n_images), 1/m.n_images, most, z)
+    who = df['item'].map(str)
+    if df.empty and m.grouped:
+        df = _of_groups(m)
+        df = _moving(df, df.n/m.n_images, most, z)
+        who = m.unit+' '+df.group
+    if df.empty or len(df)>max(1, m.n_images//20): return None  # so many are no exceptions
+    first,more = df.iloc[0],len(df)-1
+    return (f"{who.iloc[0]} alone moves mean or std by {first.influence:.2g} σ (its values lie {first.z:,.0f} robust standard deviations off"
+            f"{f'; {more:,} more like it' if more else ''}): other units, or damaged? Look at `plot_unusual(dls)`, and mend it or leave it out")
+
+# %% ../nbs/05_guards.ipynb #6a000018
+_word = r'(?:masks?|seg(?:mentation)?s?|labels?|gt|ground[-_ ]?truth|annotations?)'
+_mask_name   = re.compile(rf'^{_word}[-_. ]+|[-_. ]+{_word}(?:[-_. ]?\d+)?$', re.I)  # mask_x, x_mask, x_mask_1
+_mask_folder = re.compile(rf'(?:^|[-_. ]){_word}(?:$|[-_. ])', re.I)                  # masks, train_masks
+
+def _masked_image(path, depth):
+    "The name of the image that a file at `path` would be the mask of; `None` where neither it nor a folder below `depth` says that it is one"
+    name = _mask_name.sub('', path.stem)
+    said = name!=path.stem or any(map(_mask_folder.search, path.parent.parts[depth:]))
+    return name.lower() if said else None
+
+def _flat(q, most=8):
+    "Do the images with quantiles `q` (K, C, 29) hold a few values, so that the quantiles rarely change?"
+    step = np.diff(q, axis=-1)>1e-3*(q[...,-1:]-q[...,:1])
+    return (step.sum(-1)<=most).all(-1) & np.isfinite(q).all((1, 2))
+
+def masks_among(
+    m  # `RunningStats`
+)->str|None:
+    "Files of a few values whose names say that they are the masks of other images?"
+    if m.n_images<6: return None
+    paths = [PureWindowsPath(str(o)) for o in m.items]
+    depth = len(os.path.commonprefix([p.parent.parts for p in paths]))  # of the folders that all share
+    named = [_masked_image(p, depth) for p in paths]
+    images = {p.stem.lower() for p,name in zip(paths, named) if name is None}
+    rows,q = m.row_quantiles()
+    found = [i for i in rows[_flat(q)].tolist() if named[i] in images]
+    if len(found)<3: return None
+    return (f"{len(found):,} of {m.n_images:,} images look like masks: they hold a few values, and their names are those of other images "
+            f"({paths[found[0]].name}); leave them out in `get_items`, or mean and std are of masks, too")
+
+# %% ../nbs/05_guards.ipynb #6a000009
+def reach(
+    m,          # What was measured, before normalisation
+    stats,      # `NormStats` in use
+    model,      # `NormStats` of the pretrained model
+    most:float=2. # How many times as far is too far
+)->str|None:
+    "Does normalisation send values more than twice as far from 0 as anything that the pretrained model saw?"
+    mean,std = (torch.tensor(o, dtype=torch.float64) for o in stats)
+    far   = ((m.quantile([.001, .999])-mean)/std).abs().max().item()
+    known = max(abs(v-a)/b for a,b in zip(*model) for v in model.value_range)
+    if far<=most*known: return None
+    other = "compare with `stats='pretrained'`, or " if len(model.mean) in (1, m.n_channels) else ''
+    return (f"after normalisation one value in a thousand lies {far:.1f} σ from 0 or further, while the pretrained {model.name} never saw more than {known:.1f}: {other}"
+            "clip first, `scheme='clip-zscore'`")
+
 # %% ../nbs/05_guards.ipynb #4b2e7bb7
 def _said(*sentences): return [s for s in sentences if s]
 
@@ -199,11 +326,18 @@ def check_images(
 )->list:
     "What the guards say to the pixels: a list of sentences; a constant channel is the choice's to mention"
     if not m.n_images: return []
+    m = m.measured()
     some = m.complete or m.n_images>=100  # enough to speak of the whole set
     again = already_normalised(m)
     eight_bit = stats is not None and stats.value_range==(0., 255.)  # and meant to be
     off = [] if range_said or again else [None if eight_bit else unscaled(m), stats and off_range(m, stats), unused_range(m)]
     return _said(again, *off, background(m) if some and stats is None else None)
+
+def check_ledger(
+    m  # `RunningStats` of the training images, `None` where they were not measured
+)->list:
+    "What the guards say to the ledger: a list of sentences"
+    return [] if m is None else _said(families(m), influential(m), masks_among(m))
 
 def check_loader(
     dl,              # The training loader

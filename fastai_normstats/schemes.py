@@ -43,14 +43,14 @@ def _each(vs): return ', '.join(dict.fromkeys(map(_num, vs)))
 
 def _constant(m):
     "Channels whose values are one constant, up to the rounding of float32"
-    return m.std <= 1e-6*torch.maximum(m.min.abs(), m.max.abs())
+    return m.max-m.min <= 4*torch.finfo(torch.float32).eps*torch.maximum(m.min.abs(), m.max.abs())
 
 def _two(v):
     "`v` as the lower and the upper limits, two tuples of floats, or a ValueError"
     try:
         lo,hi = (tuple(torch.as_tensor(o, dtype=torch.float64).flatten().tolist()) for o in v)
         if lo and len(lo)==len(hi) and all(isfinite(a) and isfinite(b) and a<b for a,b in zip(lo, hi)): return lo,hi
-    except (TypeError, ValueError, RuntimeError): pass
+    except (TypeError, ValueError, RuntimeError, OverflowError): pass
     raise ValueError(f"`limits` must be (lowest, highest), two numbers or one of each per channel, got {v!r}")
 
 # %% ../nbs/02_schemes.ipynb #10976bdf
@@ -80,10 +80,9 @@ class _Clipping(Scheme):
         "The limits at `percentiles` of what `RunningStats` `m` has counted; a constant channel gets a width of 1"
         lo,hi = (m.min if p==0 else m.max if p==100 else m.quantile(p/100) for p in self.percentiles)
         const = _constant(m)
-        width = 0 if self.percentiles==(0., 100.) else (m.value_range[1]-m.value_range[0])/m.bins  # the ends are exact
-        if bad := [c for c,(a,b,k) in enumerate(zip(lo, hi, const)) if b-a<=width and not k]:
-            at = _num((lo[bad[0]]/(width or 1)).round().item()*width)
-            raise ValueError(f"percentiles {self._words()} of channel {bad[0]} are both about {at}, so that nothing would be left of it: leave the background out with `mask=`, or take wider `percentiles`")
+        if bad := [c for c,(a,b,k) in enumerate(zip(lo, hi, const)) if b-a<=1e-7*(m.max-m.min)[c] and not k]:
+            raise ValueError(f"percentiles {self._words()} of channel {bad[0]} are both about {_num(lo[bad[0]].item())}, so that nothing would be left of it: "
+                             "leave the background out with `mask=`, or take wider `percentiles`")
         return lo,torch.where(const, lo+1, hi)
 
     def before(self, x, n_spatial):
@@ -148,6 +147,9 @@ class ImageZScore(Scheme):
     masked:ClassVar[bool] = True
     together:bool = False  # One mean and std for all channels of an image (keeps its colours) instead of one a channel?
 
+    def __post_init__(self):
+        if not isinstance(self.together, bool): raise ValueError(f"`together` must be True or False, got {self.together!r}")
+
     def numbers(self, m, std):
         "Typical ones, for showing"
         sd = m.image_std.where(~_constant(m), 1.)
@@ -179,11 +181,11 @@ class LocalResponse(Scheme):
     k:float = 1.
 
     def __post_init__(self):
-        if type(self.size) is not int or self.size<1:
+        if type(self.size) is not int or not 1<=self.size<2**31:
             raise ValueError(f"`size` must be a whole number of channels from 1, got {self.size!r}")
         for o in ('alpha', 'beta', 'k'):
             v = getattr(self, o)
-            if not isinstance(v, (int, float)) or not 0<v<float('inf'): raise ValueError(f"`{o}` must be a number above 0, got {v!r}")
+            if not isinstance(v, (int, float)) or not 0<v<1e300: raise ValueError(f"`{o}` must be a number above 0, got {v!r}")
 
     def numbers(self, m, std): return (0.,), (1.,)
     def why(self):

@@ -10,7 +10,8 @@ from fastai.vision.all import Normalize,imagenet_stats,resnet34
 
 from fastai_normstats.models import IMAGENET
 from fastai_normstats.policy import NotMeasured,Policy,StatsChoice,choose_stats
-from fastai_normstats.running import NormStats,RunningStats
+from fastai_normstats.running import Measured,NormStats,RunningStats
+from fastai_normstats.schemes import ClipZScore,ImageZScore
 
 M,S  = (np.array(o) for o in IMAGENET)
 xray = NormStats((.5, .5, .5), (.25, .25, .25), name='xray-net', domain='chest X-ray', source='its README')
@@ -25,7 +26,7 @@ def measured(mean=M, std=S, between=0., std_between=0., n=50, scale=1.):
     turn = sign.repeat(n//2)[:,None]
     m,s  = mean+between*turn, std+std_between*turn.roll(n//2+1, 0)
     x = m[:,:,None] + s[:,:,None]*sign
-    return RunningStats(value_range=(0, scale)).update(x*scale)
+    return RunningStats().update(x*scale)
 
 def test_measured_is_what_it_says():
     m = measured(between=.1, std_between=.02, n=50)
@@ -94,11 +95,12 @@ def test_range(lo, hi, want):
 def test_range_of_unscaled_images(scale):
     c = choose_stats(100, measured(scale=scale))
     assert (c.rule, c.kind)==('range', 'custom') and len(c.warnings)==1 and 'cannot apply' in c.warnings[0]
-    assert c.stats.value_range==(0, scale)
+    x = scale*np.stack([M-S, M+S])
+    np.testing.assert_allclose(c.stats.value_range, (0, 255) if scale==255 else (x.min(), x.max()), rtol=1e-12)  # else where the pixels lie
 
 def test_range_of_hounsfield_units():
     x = torch.tensor([-1024., 0, 1800]).view(1, 1, 1, 3).repeat(2, 3, 1, 1)
-    assert rule(5000, RunningStats(value_range=(-1024, 3000)).update(x))=='range'
+    assert rule(5000, RunningStats().update(x))=='range'
 
 @pytest.mark.parametrize('top,want', [(.09, 'range'), (.11, 'enough')])
 def test_range_of_12_bit_divided_by_16(top, want):
@@ -109,8 +111,129 @@ def test_range_is_the_models():
     "A model of its own value range: HU images live on it, images in [0, 1] do not"
     hu = NormStats((-500.,)*3, (300.,)*3, name='hu-net', value_range=(-1024, 1024))
     x = torch.linspace(-1000, 1000, 64).view(1, 1, 8, 8).repeat(9, 3, 1, 1)
-    assert rule(5000, RunningStats(value_range=(-1024, 1024)).update(x), model=hu)=='enough'
+    assert rule(5000, RunningStats().update(x), model=hu)=='enough'
     assert rule(5000, measured(), model=hu)=='range'
+
+# --- sizes count independent images
+
+def reference_effect(x, groups):
+    "Design effect of the worst channel, mean or std, of images (n, C, pixels): ratio estimators over groups (Cochran 1977, §6; Kish 1965), in numpy"
+    x = np.asarray(x, dtype=np.float64)
+    names = sorted(set(groups))
+    member = np.array([[g==k for g in groups] for k in names], dtype=np.float64)
+    d = x-x.mean((0, 2))[:,None]
+    v = d**2-(d**2).mean((0, 2))[:,None]
+    def squared_se(t): return len(t)/(len(t)-1)*(t**2).sum(0)/x[:,0].size**2
+    return max((squared_se(member@o.sum(2))/squared_se(o.sum(2))).max() for o in (d, v))
+
+def patients(sizes, alike=.7, seed=0, C=3):
+    "Images (n, C, 8) of as many patients as `sizes`, whose share `alike` of the variance of the brightness is the patient's; and whose they are"
+    rng,owner = np.random.default_rng(seed),np.repeat(np.arange(len(sizes)), sizes)
+    grey = .08*(alike**.5*rng.normal(size=(len(sizes), 1, 1))[owner]+(1-alike)**.5*rng.normal(size=(len(owner), 1, 1)))
+    return (.3+grey+.1*rng.normal(size=(len(owner), C, 8))).clip(0, 1),[f'p{o}' for o in owner]
+
+def ledger(x, groups=None, unit='patient'):
+    m = RunningStats().update(torch.tensor(x), groups=groups)
+    m.unit = unit
+    return m
+
+@pytest.mark.parametrize('sizes', [[2]*100, [5]*40, [*range(1, 21)]], ids=['pairs', 'fives', 'one to twenty'])
+def test_small_and_enough_count_independent_images(sizes):
+    "Thresholds on either side of the number of images over their design effect"
+    x,whose = patients(sizes)
+    m,n = ledger(x, whose),len(x)
+    worth = n/reference_effect(x, whose)
+    assert worth<.8*n and worth%1>1e-6  # it matters here, and is no whole number
+    k = int(worth)
+    assert rule(n, m, policy=Policy(small=k, enough=k+1))=='significant' and rule(n, m, policy=Policy(small=k+1, enough=k+1))=='small'
+    assert rule(n, m, policy=Policy(small=0, enough=k))=='enough'        and rule(n, m, policy=Policy(small=0, enough=k+1))=='significant'
+    assert rule(n, ledger(x), policy=Policy(small=n, enough=n))=='enough'  # without a word on groups all images count
+
+def test_a_larger_split_is_worth_more_in_proportion():
+    x,whose = patients([4]*50)
+    m,effect = ledger(x, whose),reference_effect(x, whose)
+    for n in (1000, 20_000):
+        k = int(n/effect)
+        assert rule(n, m, policy=Policy(small=k, enough=10**9))!='small' and rule(n, m, policy=Policy(small=k+1, enough=10**9))=='small'
+
+def test_the_sentence_on_independent_images():
+    "2,517 images of 1,882 patients, as on the X-rays"
+    x,whose = patients([1]*1400+[2]*400+[3]*35+[4]*23+[5]*24)
+    assert (len(x), len(set(whose)))==(2517, 1882)
+    c = choose_stats(2517, ledger(x, whose))
+    worth = 2517/reference_effect(x, whose)
+    assert c.why.startswith(f"2,517 training images of 1,882 patients, worth {worth:,.0f} independent ones (")
+    assert c.rule==('enough' if worth>=2000 else 'significant')
+    assert 'patients' not in choose_stats(2517, ledger(x)).why and 'worth' not in choose_stats(2517, ledger(x)).why
+
+def partial(m, population, population_groups):
+    m.complete,m.population,m.population_groups = False,population,population_groups
+    return m
+
+def test_a_partial_measurement_with_groups():
+    "All images and patients are named, and what was read of them; half-widths with t and the finite-population correction in patients"
+    from scipy.stats import t
+    x,whose = patients([1, 2, 3, 4]*15)
+    m = partial(ledger(x, whose), 5000, 2000)
+    effect,G,n = reference_effect(x, whose),60,len(x)
+    c = choose_stats(5000, m)
+    assert c.why.startswith(f"5,000 training images of 2,000 patients, worth {5000/effect:,.0f} independent ones (at least")
+    d = x-x.mean((0, 2))[:,None]
+    totals = np.stack([d[[o==g for o in whose]].sum((0, 2)) for g in sorted(set(whose))])
+    se = np.sqrt(G/(G-1)*(totals**2).sum(0))/(n*8)
+    half = (t.ppf(.975, G-1)*np.sqrt(1-G/2000)*se/x.std((0, 2))).max()
+    assert f"(measured on {n} of 5,000 images, 60 of 2,000 patients, mean known to ±{100*half:.2g} % of σ, std to ±" in c.why
+    assert [w for w in c.warnings if f'rest on {n} of 5,000 images' in w]  # ±5 % of σ and more
+
+def test_one_group():
+    "However many images a patient has, they are worth one, and nothing is known of how well"
+    x,whose = patients([40])
+    whole,part = choose_stats(40, ledger(x, whose), policy=Policy(small=2)),choose_stats(4000, partial(ledger(x, whose), 4000, 1))
+    assert whole.rule==part.rule=='small' and whole.why.startswith('40 training images of 1 patient, worth 1 independent one, are fewer than 2')
+    assert 'measured on 40 of 4,000 images, 1 of 1 patient, too few to say how well' in part.why and any('rough' in w for w in part.warnings)
+    one_of_many = choose_stats(4000, partial(ledger(x, whose), 4000, 100), policy=Policy(small=10))
+    for c in (whole, part, one_of_many):
+        assert 'nan' not in c.why and 'nan' not in ' '.join(c.warnings)
+        assert StatsChoice.from_dict(json.loads(json.dumps(c.to_dict()))).measured==c.measured
+    assert one_of_many.rule=='unclear'  # nothing is known of differences either
+
+@pytest.mark.parametrize('noise', [0., .01])
+def test_images_are_never_worth_more_than_they_are(noise):
+    "The same five slices of every patient: the patients hardly differ, the design effect is about 0, and 200 images stay 200"
+    x,_ = patients([1]*5, alike=0.)
+    x,whose = np.tile(x, (40, 1, 1)),[f'p{i}' for i in range(40) for _ in range(5)]
+    x += noise*np.random.default_rng(0).normal(size=x.shape)
+    m = ledger(x, whose)
+    assert reference_effect(x, whose)<.1 and m.design_effect.max()<.1
+    c = choose_stats(200, m, policy=Policy(small=200, enough=201))
+    assert c.rule=='significant' and '200 training images of 40 patients, worth 200 independent ones (between' in c.why
+    assert rule(200, m, policy=Policy(small=201, enough=201))=='small'
+
+def test_few_independent_images_of_many_channels_warn():
+    x,whose = patients([10]*30, C=5)
+    worth = 300/reference_effect(x, whose)
+    k = int(worth)
+    few,many = (choose_stats(300, ledger(x, whose), policy=Policy(small=o)) for o in (k+1, k))
+    assert few.rule==many.rule=='channels' and many.warnings==()
+    assert few.warnings[0].startswith(f'only 300 training images of 30 patients, worth {worth:,.0f} independent ones (fewer than {k+1}),')
+
+def test_groups_make_a_difference_less_certain():
+    "What is significant for independent images is not for as many of a few patients"
+    x,whose = patients([40]*5, alike=.95, seed=3)
+    near = NormStats(x.mean((0, 2))+.07, x.std((0, 2)), name='near', estimator='pooled')
+    assert rule(1000, ledger(x), model=near, policy=Policy(small=0))=='significant'
+    assert rule(1000, ledger(x, whose), model=near, policy=Policy(small=0))=='unclear'
+
+def test_a_summary_chooses_like_the_ledger():
+    x,whose = patients([2]*40)
+    for m in (ledger(x), ledger(x, whose), shifted(between=.1), measured(scale=255)):
+        for kwargs in (dict(), dict(stats='custom'), dict(scheme='clip-zscore'), dict(pretrained=False)):
+            a,b = choose_stats(700, m, **kwargs),choose_stats(700, m.measured(), **kwargs)
+            assert isinstance(a.measured, Measured) and a==b and repr(a)==repr(b)
+
+@pytest.mark.parametrize('bad', [dict(mean=[.5]), 3, 'x.json', [1]], ids=str)
+def test_what_is_no_measurement(bad):
+    with pytest.raises(TypeError, match='`measured` must be a RunningStats or a Measured'): choose_stats(100, bad)
 
 # --- order
 
@@ -159,9 +282,9 @@ def test_published_range(name, native):
             want = [(lo+v*(hi-lo)-m)/s for m,s in zip(mean, std)]
             np.testing.assert_allclose([(v-m)/s for m,s in zip(*c.stats)], want, rtol=1e-6, atol=1e-9)
         assert c.rule!='range' and 'restated' in c.stats.source
-        wide = RunningStats(value_range=(lo, hi)).update(lo+torch.rand(50, 3, 8, 8).double()*(hi-lo))
+        wide = RunningStats().update(lo+torch.rand(50, 3, 8, 8).double()*(hi-lo))
         assert tuple(choose_stats(5000, wide, **kwargs).stats)==(mean, std)
-    hounsfield = RunningStats(value_range=(-1200, 4000)).update(torch.rand(50, 3, 8, 8)*4000-1100)
+    hounsfield = RunningStats().update(torch.rand(50, 3, 8, 8)*4000-1100)
     assert rule(5000, hounsfield, model=name)=='range'
     with pytest.raises(ValueError, match=f"run from .* {name}'s statistics are for images from"): choose_stats(5000, hounsfield, stats=name)
 
@@ -255,6 +378,11 @@ def test_constant_channel(v):
     assert c.kind=='custom' and c.stats.std[1]==1 and c.stats.mean[1]==pytest.approx(v, rel=1e-6) and c.stats.std[0]!=1
     assert [w for w in c.warnings if 'channel 1 is constant' in w and 'std 1' in w]
 
+def test_limits_for_all_channels_are_shown_for_each():
+    t = choose_stats(100, shifted(), scheme=ClipZScore(limits=(.2, .7))).table()
+    used = t[t.used]
+    assert used.channel.tolist()==[0, 1, 2] and used.low.tolist()==[.2]*3 and used.high.tolist()==[.7]*3
+
 def test_constant_up_to_float_rounding():
     "A constant that a resize left with 1e-8 of noise is constant too"
     x = torch.full((9, 1, 8, 8), .7)
@@ -281,7 +409,9 @@ def all_choices():
         choose_stats(100, one_channel),           choose_stats(100, model=xray),         choose_stats(100, shifted(), model=xray),
         choose_stats(7, frozen=True),             choose_stats(1, stats=(M, S)),         choose_stats(7, shifted(), pretrained=False),
         choose_stats(5000, constant()),           choose_stats(100, stats=half),         choose_stats(100, shifted(), stats='custom'),
-        choose_stats(100, shifted(), stats=(.5, .2))]
+        choose_stats(100, shifted(), stats=(.5, .2)), choose_stats(300, ledger(*patients([3]*100))),
+        choose_stats(9000, ledger(*patients([3]*100))),
+        choose_stats(5000, partial(ledger(*patients([3]*100)), 5000, 2000)), choose_stats(100, shifted(), scheme=ClipZScore(limits=(.2, .7)))]
 
 @pytest.mark.parametrize('c', all_choices(), ids=lambda c: f'{c.rule}-{c.kind}')
 def test_every_choice_can_be_shown(c):
@@ -352,7 +482,8 @@ def test_save_and_load(c, tmp_path):
     back = StatsChoice.load(str(f))
     assert f==tmp_path/'a b.json' and [o.name for o in tmp_path.iterdir()]==['a b.json']
     assert back.to_dict()==c.to_dict() and repr(back)==repr(c) and back.code()==c.code() and back._repr_html_()==c._repr_html_()
-    assert (back.stats, back.model, back.warnings)==(c.stats, c.model, c.warnings)
+    assert (back.stats, back.model, back.warnings)==(c.stats, c.model, c.warnings) and back==c
+    assert back.measured==c.measured and (c.measured is None)==(back.measured is None)
 
 def test_saved_file_is_plain_json(tmp_path):
     "Other languages read it: no NaN or Infinity, which JSON does not have"
@@ -375,15 +506,92 @@ def damaged(**kwargs): return json.dumps({**choose_stats(100, shifted()).to_dict
 
 foreign = dict(empty='', half='{', list='[]', number='3', null='null', other='{"mean": [1]}',
     format_only='{"format": "fastai_normstats.StatsChoice"}',
-    version=damaged(version=2), extra=damaged(extra=1), stats_number=damaged(stats=3),
+    version=damaged(version=1), later=damaged(version=3), extra=damaged(extra=1), stats_number=damaged(stats=3),
     stats_null=damaged(stats=None), stats_empty=damaged(stats={}), std_0=damaged(stats=dict(mean=[1], std=[0])), measured_empty=damaged(measured={}),
     measured_list=damaged(measured=[]), warnings=damaged(warnings=3), model=damaged(model='imagenet'))
 
-@pytest.mark.parametrize('text', foreign.values(), ids=foreign)
+def deep(n): return '['*n+']'*n
+def within(text, **kwargs): return damaged(**{k: '@' for k in kwargs}).replace('"@"', text)
+def inside(what, **kwargs): return damaged(**{what: {**choose_stats(100, shifted()).to_dict()[what], **kwargs}})
+long,script = 'x'*300_000,'<script>alert(1)</script>'
+
+hostile = dict(
+    huge_number=damaged(n_images=10**400), huge_mean=inside('stats', mean=[10**400, 1, 1]),
+    huge_std=inside('model', std=[10**400]*3), huge_count=inside('measured', n_images=10**400),
+    huge_moment=inside('measured', mean=[10**400, 0, 0]), more_digits_than_python_reads=within('1'*5000, n_images=0),
+    huge_version=damaged(version=10**400), deep=deep(100_000),
+    deep_provenance=within('{"a": '+deep(100_000)+'}', provenance=0), deep_stats=within(deep(900), stats=0),
+    deep_warnings=within(deep(900), warnings=0), deep_scheme=within(deep(900), scheme=0),
+    no_scheme=damaged(scheme=None), list_as_scheme=damaged(scheme=dict(name=['minmax'])),
+    two_channel_scheme=damaged(scheme=dict(name='clip-zscore', limits=[[0, 0], [1, 1]])),
+    scheme_of_nan=within('{"name": "minmax", "limits": [NaN, 1]}', scheme=0),
+    huge_scheme=damaged(scheme=dict(name='minmax', limits=[0, 10**400])),
+    huge_alpha=damaged(scheme=dict(name='lrn', alpha=10**400)),
+    huge_size=damaged(scheme=dict(name='lrn', size=10**400)),
+    word_in_scheme=damaged(scheme=dict(name='image-zscore', together='no')), html_kind=damaged(kind=script),
+    html_rule=damaged(rule=script), code_in_rule=damaged(rule='small`\nimport os #'), kind_of_number=damaged(kind=3),
+    rule_of_list=damaged(rule=['small']), no_kind=damaged(kind=None), why_of_number=damaged(why=3),
+    long_why=damaged(why=long), long_warning=damaged(warnings=[long]), long_name=inside('stats', name=long),
+    long_source=inside('model', source=long), long_kind=damaged(kind=long), long_field=damaged(**{long: 1}),
+    long_scheme=damaged(scheme=long), long_provenance=damaged(provenance=dict(mask=long)),
+    long_version=damaged(version=long), long_estimator=inside('stats', estimator=long),
+    nan_mean=within('[NaN, 1, 1]', stats=0), nan_in_stats=within('{"mean": [NaN], "std": [1]}', stats=0),
+    infinite=within('{"mean": [1], "std": [Infinity]}', stats=0), nan_size=within('NaN', n_images=0),
+    nan_elsewhere=within('{"a": NaN}', provenance=0), name_of_number=inside('stats', name=3),
+    domain_of_list=inside('model', domain=['x']), range_of_word=inside('stats', value_range='ab'),
+    true_size=damaged(n_images=True), no_size=damaged(n_images=0), half_size=damaged(n_images=1.5),
+    text_size=damaged(n_images='100'), warnings_text=damaged(warnings='no'), warnings_of_numbers=damaged(warnings=[1]),
+    provenance_list=damaged(provenance=[]), no_provenance=damaged(provenance=None),
+    measured_of_others=damaged(measured=choose_stats(10, measured(mean=M[:2], std=S[:2])).measured.to_dict()),
+    measured_short=inside('measured', std=[1.]), measured_negative=inside('measured', std=[-1., 1, 1]),
+    measured_of_none=inside('measured', n_images=0), measured_words=inside('measured', mean=['a', 'b', 'c']))
+
+def refusal(path):
+    "What `load` says of a file: a ValueError of one short sentence with its name"
+    with pytest.raises(ValueError, match='cannot read .*c.json: .') as e: StatsChoice.load(path)
+    text = str(e.value).replace(str(path), '')
+    assert type(e.value) is ValueError and '\n' not in text and len(text)<=330
+    assert '<script>alert(1)</script>' not in text.replace(repr(script), '')
+    return text
+
+@pytest.mark.parametrize('text', {**foreign, **hostile}.values(), ids={**foreign, **hostile})
 def test_load_names_a_file_it_cannot_read(tmp_path, text):
     f = tmp_path/'c.json'
     f.write_text(text)
-    with pytest.raises(ValueError, match='cannot read .*c.json'): StatsChoice.load(f)
+    refusal(f)
+
+def test_an_older_file_says_which_version_it_has(tmp_path):
+    f = tmp_path/'c.json'
+    f.write_text(foreign['version'])
+    assert 'format version 1, and 2 is what can be read: fit again' in refusal(f)
+
+def test_bytes_that_are_no_text(tmp_path):
+    f = tmp_path/'c.json'
+    f.write_bytes(b'\xff\xfe\x00')
+    refusal(f)
+
+def test_a_loaded_file_puts_no_code_into_the_line(tmp_path):
+    "Names and masks may come from anywhere: the line evaluates to one normalisation, or does not at all"
+    evil = 'x\n__import__("os").abort()\u2028#'
+    d = choose_stats(100, shifted(), stats=NormStats(M, S*1.1, name='half')).to_dict()
+    f = tmp_path/'c.json'
+    f.write_text(json.dumps({**d, 'stats': {**d['stats'], 'name': evil}}))
+    line = StatsChoice.load(f).code()
+    assert len(line.splitlines())==1 and line.index('#')<line.index('__import__')
+    d = choose_stats(100, shifted(), scheme=ImageZScore()).to_dict()
+    for mask in ('__import__("os").abort()', 3, ['x'], 'a\nb', None):
+        f.write_text(json.dumps({**d, 'provenance': dict(mask=mask)}))
+        line = StatsChoice.load(f).code()
+        assert 'mask' not in line and len(line.splitlines())==1
+    f.write_text(json.dumps({**d, 'provenance': dict(mask='body')}))
+    assert line.replace('())', '(), mask=body)')!=line and 'mask=body)' in StatsChoice.load(f).code()
+
+def test_texts_of_a_loaded_file_are_escaped(tmp_path):
+    d = choose_stats(100, shifted()).to_dict()
+    f = tmp_path/'c.json'
+    f.write_text(json.dumps({**d, 'why': script+'\x1b[2J', 'warnings': [script], 'model': {**d['model'], 'name': script}}))
+    c = StatsChoice.load(f)
+    assert '<script' not in c._repr_html_() and '\x1b' not in repr(c)
 
 def test_load_of_no_file(tmp_path):
     with pytest.raises(FileNotFoundError): StatsChoice.load(tmp_path/'none.json')
