@@ -6,6 +6,7 @@
 __all__ = ['KeptSplit']
 
 # %% ../nbs/07_block.ipynb #5cacb048
+from collections.abc import Mapping
 from difflib import get_close_matches
 from inspect import signature
 
@@ -19,8 +20,8 @@ from fastcore.foundation import L, mask2idxs
 from fastcore.meta import delegates
 from fasttransform import Pipeline
 
-from .cache import describe
-from .measure import ReadError, _first_line, _item_name, _unwrapped
+from .fingerprint import value_keys
+from .measure import ReadError, _first_line, _unwrapped, item_name
 from .policy import StatsChoice
 from .schemes import ZScore
 from .transform import DatasetStats
@@ -30,16 +31,19 @@ class KeptSplit:
     "A splitter that goes on with its first split while the items, and what `splitter` makes of them, stay the same"
     def __init__(self,
         splitter  # The splitter whose split is kept
-    ): self.splitter,self.splits,self.key,self.items,self.states = splitter,None,None,None,None
+    ):
+        self.splitter,self.splits,self.key,self.items,self.states = splitter,None,None,None,None
+        self.then = None  # called with items and split each time
 
     def __call__(self, items):
         if not len(items):
             raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file endings?)")
-        states,key = get_random_states(),describe(items)
+        states,key = get_random_states(),value_keys(items)
         splits = self._ask(items)  # always asked, so that random states move on as without this
         if key!=self.key or not self._is_kept(items, splits):
             self.splits,self.key,self.items,self.states = splits,key,items,states
         if not len(self.splits[0]): raise ValueError(f"no training images: the splitter put all {len(items):,} items into validation")
+        if self.then is not None: self.then(items, self.splits)
         return self.splits
 
     def _ask(self, items): return [list(range(len(items))[o]) if isinstance(o, slice) else list(mask2idxs(o)) for o in self.splitter(items)]
@@ -85,8 +89,17 @@ def _fit_block(self, source, **kwargs):
     except ReadError: raise
     except OSError as e:
         if self.splitter.items is None: raise
-        first = _item_name(self.splitter, self.splitter.splits[0][0])  # fastai opens it to find out about types
+        first = item_name(self.splitter, self.splitter.splits[0][0])  # fastai opens it to find out about types
         raise ReadError(f"cannot read {first}: {_first_line(e)}") from e
+
+def _of_training(tfm, groups):
+    "A function that gives `tfm` the groups of the training items, where `groups` lists those of all items; `None` where it does not"
+    if groups is None or callable(groups) or isinstance(groups, (str, Mapping)): return None
+    listed = list(groups)
+    def give(items, splits):
+        if len(listed)!=len(items): raise ValueError(f"`groups` must say one group an item, got {len(listed):,} for {len(items):,} items")
+        tfm.pass_args = {**tfm.pass_args, 'groups': [listed[i] for i in splits[0]]}  # loaders made before keep theirs
+    return give
 
 @patch
 @delegates(DatasetStats.__init__, keep=True, but=['mean', 'std'])
@@ -101,7 +114,7 @@ def fit_stats(self:DataBlock,
     before,states = {k: getattr(self, k) for k in ('splitter', 'batch_tfms', 'default_batch_tfms')},get_random_states()
     kept = isinstance(self.splitter, KeptSplit)
     self.splitter = KeptSplit((self.splitter.splitter if kept else self.splitter) or RandomSplitter())
-    tfm.adopt(_stats_in(self.batch_tfms))
+    self.splitter.then,tfm.get_items = _of_training(tfm, tfm.pass_args['groups']),self.get_items
     tfm.trial = True
     for k in ('batch_tfms', 'default_batch_tfms'): setattr(self, k, _with_stats(getattr(self, k), tfm))
     try: _fit_block(self, source, **kwargs)
@@ -135,7 +148,7 @@ def fit_stats(self:DataLoaders,
         raise TypeError(f"fit_stats needs fastai's TfmdDL loaders, got {[type(dl).__name__ for dl in self.loaders]}")
     if bad := [k for k in kwargs if k not in _own]: raise TypeError(f"fit_stats has no keyword {bad[0]!r}: it takes {', '.join(_own)}")
     train = _unwrapped(self.train)
-    tfm = DatasetStats(model=model, **kwargs).adopt(_stats_in(train.after_batch.fs))
+    tfm = DatasetStats(model=model, **kwargs)
     tfm.setups(train)
     for dl in self.loaders: _install(dl, tfm.installed())
     return self

@@ -10,6 +10,7 @@ import math, os, warnings
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from fastai.data.load import DataLoader
@@ -20,14 +21,14 @@ from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
 from plum import NotFoundLookupError
 
-from .cache import cache_folder, disk_key, measure_key, provenance, read_entry, settle, unknown_files, watched, write_entry
-from .guards import check_images, check_loader
-from .measure import _check_pass, _unwrapped, check_indexed, look_at, measure_stats
+from .cache import cache_folder, known_rows, provenance, read_entry, write_entry
+from .fingerprint import Fingerprint
+from .guards import check_images, check_ledger, check_loader, reach
+from .measure import _check_pass, _unwrapped, check_indexed, item_name, look_at, measure_stats
 from .models import model_stats
-from .policy import NotMeasured, Policy, StatsChoice, _asked_scheme, _named, choose_stats
+from .policy import NotMeasured, Policy, StatsChoice, _asked_scheme, _named, choose_stats, printable, say
 from .running import NormStats, _jointly, _ranks
 from .schemes import Scheme, ZScore, schemes
-from .stable import Unstable
 
 # %% ../nbs/06_transform.ipynb #16530a1e
 def _check_numbers(mean, std):
@@ -168,7 +169,8 @@ class DatasetStats(Normalize):
         cache:bool|str=True,       # Keep measurements on disk and use them again? True: in the user's cache folder (XDG); or a folder
         measure:bool=False,        # Measure even where the choice needs no measuring?
         verbose:bool=True,         # Show progress and print the choice?
-        scheme='zscore'            # Another way to normalise: `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
+        scheme='zscore',           # Another way to normalise: `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
+        groups=None                # Whose an image is (patient, volume, slide): function of an item, column of a table, or a list; `None`: its own
     ):
         _check_numbers(mean, std), _check_axes(axes), _check_options(cache, policy), _check_pass(tol, max_images, seed, mask, nonfinite)
         self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
@@ -176,10 +178,11 @@ class DatasetStats(Normalize):
         self.scheme = _asked_scheme(scheme, stats)
         self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
                              policy=policy or Policy(), scheme=self.scheme)
-        self.pass_args = dict(tol=0 if self.scheme.needs=='all' else tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite)
+        self.pass_args = dict(tol=0 if self.scheme.needs=='all' else tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite, groups=groups)
         if self.fixed: _check_fitted(self.scheme, self.mean, self.std)
         self.measure,self.verbose,self.trial,self.cache = measure,verbose,False,cache
-        self._fits,self._known,self._train_signs,self.pinned,self._fused = [],[],(False, False),False,None
+        self._fits,self._train_signs,self.pinned,self._fused = [],(False, False),False,None
+        self.ledger,self.get_items = None,None  # rows of the training images; how the DataBlock of the fit finds files
 
     @property
     def name(self):
@@ -189,9 +192,10 @@ class DatasetStats(Normalize):
         return f"{type(self).__name__} -- {how}{nums}{f' ({self.choice.kind}, rule {self.choice.rule})' if self.choice else ''}"
 
     def __getstate__(self):
-        "Without what pickles and copies cannot or need not hold: keys, functions that a fitted transform is done with, prepared numbers"
-        done = dict(pass_args={**self.pass_args, 'mask': None}) if self.fixed and not self.scheme.masked else {}
-        return {**vars(self), '_fits': [], '_known': [], '_fused': None, **done}
+        "Without what pickles and copies cannot or need not hold: fingerprints, rows, functions that a fitted transform is done with, prepared numbers"
+        mask = self.pass_args['mask'] if self.scheme.masked or not self.fixed else None
+        done = dict(pass_args={**self.pass_args, 'mask': mask, 'groups': None}) if self.fixed else {}
+        return {**vars(self), '_fits': [], 'ledger': None, 'get_items': None, '_fused': None, **done}
 
     def encodes(self, x:TensorImage):
         if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
@@ -265,67 +269,83 @@ def _named_candidates(stats):
         raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")
     return named
 
-_parts = dict(items='training items', n='number of items', load='how an item is loaded', item_tfms='item transforms',
-              before='transforms before collating', batch='batch transforms')
+# %% ../nbs/06_transform.ipynb #ff17c137
+@patch
+def _found(self:DatasetStats, fp):
+    "Which of the earlier fits was for loaders with fingerprint `fp`; `None` where none was, or nobody could tell"
+    if not self.pinned and (self.cache is False or not fp.on_disk): return None
+    return next((k for k,(was,*_) in enumerate(self._fits) if (self.pinned or was.reproducible) and not fp.differs(was)), None)
 
 @patch
-def adopt(self:DatasetStats, other):
-    "Know what `other`, a DatasetStats or `None`, has measured: another question about the same pixels needs no second pass"
-    if other is None or other.pass_args!=self.pass_args or self.pass_args['mask'] is not None: return self  # masks may have changed
-    self._known = other._known + [(k, (c.measured, c.provenance)) for k,c in other._fits if c.measured]
-    return self
+def _earlier(self:DatasetStats, fp):
+    "The choice, and the ledger it rests on, that was made for loaders with fingerprint `fp`; `None` where it must be measured anew"
+    first = not _ranks()[0]
+    k = _jointly(lambda: self._found(fp) if first else None)[0]  # one process looks for all
+    if k is not None: return self._fits[k]
+    if first and self.pinned and self._fits:
+        parts = ', '.join(fp.differs(self._fits[0][0]))
+        warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are measured again")
 
-# %% ../nbs/06_transform.ipynb #ff17c137
 @patch
 def _fit(self:DatasetStats, dl):
     "Take the choice that was made for this very split after these very transforms, else measure and choose"
     check_indexed(_unwrapped(dl))
-    key = measure_key(dl)
-    before = next((c for k,c in self._fits if k==key), None)
-    if before is None and self.pinned and self._fits:
-        parts = ', '.join(_parts[k] for k in key if key[k]!=self._fits[0][0][k])
-        warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are measured again")
+    fp = Fingerprint(dl, **self.pass_args)
+    before = self._earlier(fp)
     if before is None and self._fits and getattr(dl.dataset, 'split_idx', None) is None:
         warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is measured "
                       "as another one: if it is for validation, make both from one `Datasets` with `splits`")
-    self.choice,self._train_signs = before or self._choose(dl, key),_signs(dl)
-    if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (settle(key), self.choice)]
+    if before is None: self.choice,self.ledger = self._choose(dl, fp)
+    else: _,self.choice,self.ledger = before
+    self._train_signs = _signs(dl)
+    if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (fp.settle(), self.choice, self.ledger)]
 
+# %% ../nbs/06_transform.ipynb #ff17c138
 @patch
-def _measured(self:DatasetStats, dl):
-    "The measurement of `dl` and its provenance, from the cache or by a pass; one process reads and writes the cache for all"
+def _measured(self:DatasetStats, dl, fp):
+    "The ledger of `dl` and its provenance, from the cache or by a pass; one process reads and writes the cache for all"
     first = not _ranks()[0]
-    key,found = _jointly(lambda: self._kept(dl) if first else None)[0]
+    found,known = _jointly(lambda: self._kept(dl, fp) if first else None)[0]
     if found is not None: return found
-    with watched() as files: m = measure_stats(dl, verbose=self.verbose, **self.pass_args)
-    how = _jointly(lambda: provenance(dl, m, self.pass_args, key) if first else None)[0]
-    if key and first: self._keep(dl, key, m, how, files)
+    m = measure_stats(dl, verbose=self.verbose, known=known, **self.pass_args)
+    how = _jointly(lambda: provenance(dl, m, self.pass_args, fp) if first else None)[0]
+    if first and self.cache is not False and not self._not_kept(fp): write_entry(cache_folder(self.cache), fp, m, how)
     return m,how
 
 @patch
-def _keep(self:DatasetStats, dl, key, m, how, files):
-    "Put the measurement `m` into the cache, unless the `files` that were opened say that it depends on more than its key"
-    if _unwrapped(dl).fake_l.num_workers:  # which opened theirs unseen
-        with watched() as files: look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite')})
-    unknown = unknown_files(dl, files)
-    if unknown and self.verbose: print(f"this measurement will not be kept ({unknown[0]} is read besides the training images)")
-    if not unknown: write_entry(cache_folder(self.cache), key, m, how)
+def _not_kept(self:DatasetStats, fp):
+    "Why a measurement under `fp` cannot be kept on disk, `None` where it can"
+    if not fp.look.reproducible: return "the same seed gives two different pictures: the pipeline has randomness of its own"
+    if not fp.on_disk: return "its items are neither files nor arrays, so that nobody could tell when what they stand for changes"
 
 @patch
-def _kept(self:DatasetStats, dl):
-    "The key of `dl` in the cache and what is kept there; `None` for either where there is none"
+def _kept(self:DatasetStats, dl, fp):
+    "What the cache holds for loader `dl`: the whole measurement, or rows that need not be read again; `None` for either where there is none"
+    fp.look  # before the pass, whatever that changes
     if self.cache is False: return None,None
-    try: folder,key = cache_folder(self.cache),disk_key(dl, self.pass_args)
-    except Exception as e:  # whatever it is, the fit goes on without a cache
-        if self.verbose: print(f"this measurement will not be kept ({e if isinstance(e, Unstable) else f'{type(e).__name__}: {e}'})")
+    why,folder = self._not_kept(fp),cache_folder(self.cache)
+    if why:
+        if self.verbose: say(f"this measurement will not be kept ({why})")
         return None,None
-    found = read_entry(folder, key)
-    if self.verbose and found: print(f"reused, measured on {found[1]['measured_at'][:16].replace('T', ' ')} UTC")
-    return key,found
+    dataset = _unwrapped(dl).dataset
+    found = read_entry(folder, fp, partial(item_name, dataset))
+    known = known_rows(folder, fp) if found is None else None
+    if self.verbose and found: say(f"reused, measured on {found[1]['measured_at'][:16].replace('T', ' ')} UTC")
+    if self.verbose and known: say(f"{len(set(known.index.tolist())):,} of {_unwrapped(dl).n:,} images are known from earlier measurements of this pipeline")
+    return found,known
 
+# %% ../nbs/06_transform.ipynb #ff17c13a
 @patch
-def _guards(self:DatasetStats, dl, choice, few):
-    "What the guards say to loader `dl` with this choice, made on its images or after a look at a `few`"
+def measured_on(self:DatasetStats,
+    dl  # A loader
+)->tuple:
+    "The ledger of the images of `dl`, measured (or found in the cache) as this transform measures, and its provenance"
+    return self._measured(dl, Fingerprint(dl, **self.pass_args))
+
+# %% ../nbs/06_transform.ipynb #ff17c139
+@patch
+def _guards(self:DatasetStats, dl, choice, few, ledger):
+    "What the guards say to loader `dl` with this choice, made on its images (`ledger`) or after a look at a `few`"
     pipe = _unwrapped(dl).after_batch
     fs = [f for f in pipe.fs if not isinstance(f, Normalize)]  # which this one replaces
     if _holds(pipe, self): fs += [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Transform) and o not in fs]  # being set up
@@ -335,7 +355,8 @@ def _guards(self:DatasetStats, dl, choice, few):
     if m is None or any('clamps' in s for s in said): return said  # clamped pixels say nothing more
     plain = isinstance(choice.scheme, ZScore)
     given = choice.stats if plain and choice.kind!='custom' else None
-    return check_images(m, given, choice.rule=='range' or not plain) + said + self._mask_doubts(choice)
+    far = reach(m, choice.stats, choice.model) if plain and self.question['pretrained'] and few is None and choice.rule!='range' else None
+    return check_images(m, given, choice.rule=='range' or not plain) + check_ledger(ledger) + [*filter(None, [far])] + said + self._mask_doubts(choice)
 
 @patch
 def _mask_doubts(self:DatasetStats, choice):
@@ -348,11 +369,13 @@ def _mask_doubts(self:DatasetStats, choice):
     return [f"`stats` was made with `mask={had}`, which scheme {choice.scheme.name!r} needs for every image: give `mask=` again"]
 
 @patch
-def _choose(self:DatasetStats, dl, key):
-    "Choose, with a pass over `dl` where the rules need one, and tell the user"
+def _choose(self:DatasetStats, dl, fp):
+    "Choose, with a pass over `dl` where the rules need one, and tell the user: the choice and the ledger it rests on"
+    ledger = None
     def after_a_pass():
-        m,how = next((o for k,o in self._known if k==key), None) or self._measured(dl)
-        return replace(choose_stats(dl.n, m, **self.question), provenance=how)
+        nonlocal ledger
+        ledger,how = self._measured(dl, fp)
+        return replace(choose_stats(dl.n, ledger, **self.question), provenance=how)
     choice = None
     if not self.measure:
         try: choice = choose_stats(dl.n, **self.question)
@@ -364,11 +387,12 @@ def _choose(self:DatasetStats, dl, key):
         doubts = [s for s in [again.scheme.doubts(few)] if s]
         same = replace(choice, stats=again.stats, warnings=(*choice.warnings, *doubts))
         choice = same if again.rule==choice.rule else after_a_pass()
-    choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few)))
-    if _ranks()[0]: return choice  # one process speaks for all
-    for w in choice.warnings: warnings.warn(w)
-    if self.verbose: print(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
-    return choice
+    few = few if ledger is None else None
+    choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few, ledger)))
+    if _ranks()[0]: return choice,ledger  # one process speaks for all
+    for w in choice.warnings: warnings.warn(printable(w))
+    if self.verbose: say(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
+    return choice,ledger
 
 # %% ../nbs/06_transform.ipynb #64004132
 @patch
@@ -376,7 +400,7 @@ def installed(self:DatasetStats):
     "A copy with these numbers for good: setting it up on other loaders changes nothing"
     res = copy(self)
     res.mean,res.std,res.fixed = self.mean.clone(),self.std.clone(),True
-    res._known = [(k, (c.measured, c.provenance)) for k,c in self._fits if c is self.choice and c.measured]
+    res._fits,res.ledger,res.get_items = [],self.ledger,self.get_items  # which copying leaves out
     return res
 
 @patch

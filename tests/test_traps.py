@@ -1,5 +1,6 @@
 "What goes wrong with fastai's Normalize without a word: with DatasetStats it works, or an error says what to do"
 import pickle, random, subprocess, sys, types
+from functools import partial
 from importlib import import_module
 from textwrap import dedent
 
@@ -216,7 +217,7 @@ def test_6_normalize_of_an_image_block_is_replaced(folder, way):
 
 def test_6_new_transforms_after_fit_keep_a_normalize_and_are_measured_again(folder):
     db = block(Normalize()).fit_stats(folder, **custom, **cpu)
-    with pytest.warns(UserWarning, match='different: batch'): dls = db.new(batch_tfms=[Dihedral(p=0.)]).dataloaders(folder, **cpu)
+    with pytest.warns(UserWarning, match=r'\(different: transforms\)'): dls = db.new(batch_tfms=[Dihedral(p=0.)]).dataloaders(folder, **cpu)
     check_fold(dls)
 
 def test_6_own_subclass_of_normalize_is_replaced(folder):
@@ -381,6 +382,24 @@ def test_12_image_types_are_measured_normalised_and_kept(folder, name):
     assert type(dls.valid.one_batch()[0]) is kind
     check_numbers(dls.train, pixels(dls.train_ds.items, 'L'))
 
+class Dimmed(TfmdDL):
+    "A user's loader with an argument of its own"
+    def __init__(self, *args, by=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.by = by
+    def create_batch(self, b):
+        x,*y = super().create_batch(b)
+        return (x//self.by, *y)
+    def new(self, *args, **kwargs): return super().new(*args, by=self.by, **kwargs)
+
+def test_13_a_loader_class_with_an_argument_of_its_own(tmp_path):
+    "What is measured went through the user's loader as it was made, not as it would be by default"
+    files = sorted(image_folder(tmp_path/'images').rglob('*.png'))
+    db = DataBlock((ImageBlock, CategoryBlock), get_items=lambda _: files, get_y=parent_label, splitter=IndexSplitter([0]))
+    dls = db.dataloaders(0, bs=4, num_workers=0, dl_type=partial(Dimmed, by=4)).fit_stats(stats='custom', verbose=False)
+    x = np.stack([np.asarray(Image.open(f).convert('RGB')) for f in files[1:]])//4/255.
+    np.testing.assert_allclose(dls.stats_choice.stats.mean, x.mean((0, 1, 2)), rtol=1e-6)
+
 @pytest.mark.parametrize('way', [lazy, by_block], ids=lambda f: f.__name__)
 def test_12_plain_tensors_are_refused(folder, way):
     "Normalize would never touch them: an error beats numbers that nothing uses"
@@ -416,8 +435,8 @@ def test_13_block_fitted_on_one_device_serves_loaders_on_another(folder, passes)
 
 @pytest.mark.parametrize('way', ['lazy', 'by_dls'])
 @pytest.mark.parametrize('make', [WeightedDL, PartialDL], ids=lambda c: c.__name__)
-def test_13_other_loader_classes_are_measured_once_each(folder, way, make):
-    "Neither drawn by weight nor in part; they train on as what they are"
+def test_13_other_loader_classes_are_measured_once_each(folder, way, make, passes):
+    "Neither drawn by weight nor in part; they train on as what they are. Each image is opened once for the pass, and 16 of them for two looks before it"
     opened = []
     ds = block(get_x=lambda f: opened.append(f) or f).datasets(folder)
     kwargs = dict(after_item=ToTensor, after_batch=[IntToFloatTensor(), *([DatasetStats(**custom)] if way=='lazy' else [])], **cpu)
@@ -426,7 +445,13 @@ def test_13_other_loader_classes_are_measured_once_each(folder, way, make):
     if way=='by_dls':
         opened.clear()
         dls.fit_stats(**custom)
-    assert sorted(opened[:18])==sorted(ds.train.items) and len(opened)<=19  # fastai looks at one item when it makes the validation loader
+    def twice(i): return opened[i:i+16]==opened[i+16:i+32]
+    def once_each(i): return sorted(opened[i+32:i+50])==sorted(ds.train.items)
+    start = next((i for i in range(3) if twice(i) and once_each(i)), None)  # one item tells what kind they are; fastai looks at one for the validation loader
+    assert start is not None, opened
+    looks = opened[start:start+32]
+    assert len({*looks})==16 and {*looks}<={*ds.train.items}
+    assert len(passes)==1 and len(opened)<=18+32+2
     assert type(dls.train) is make and len(torch.cat([b[1] for b in dls.train]))==(16 if make is WeightedDL else 8)
     check_fold(dls)
 
