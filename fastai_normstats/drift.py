@@ -9,6 +9,7 @@ __all__ = ['used_stats']
 import math, os, warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
@@ -17,11 +18,12 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from .guards import check_images, check_loader, clipped, constant
-from .measure import _item_at, _unwrapped, look_at, measure_stats
+from .measure import _unwrapped, as_validation, is_augmented, look_at, measure_stats, of_each
 from .models import IMAGENET, NormalisesInside, _for_channels, model_stats
-from .policy import Policy, _difference, _divisor, _fitting, _lives_on
-from .running import NormStats
+from .policy import Policy, StatsChoice, _difference, _divisor, _fitting, _lives_on, printable, say
+from .running import OFF, NormStats
 from .schemes import ZScore
+from .transform import DatasetStats
 
 # %% ../nbs/08_drift.ipynb #fd7d40c5
 def _normalize_in(dl):
@@ -43,23 +45,115 @@ def _same(a, b):
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     return all(len(x)==len(y) and all(math.isclose(*o, rel_tol=1e-5, abs_tol=1e-7) for o in zip(x, y)) for x,y in zip(a, b))
 
+# %% ../nbs/08_drift.ipynb #e25d3cf5
+def _family_effect(m, null):
+    "How many times the variance of the mean grows, since the images of `m` come in groups, by what is known of `null`"
+    if not m.grouped: return 1.
+    if not null.grouped or null.group_size<=1: return max(1., m.design_effect.max().item())
+    rho = (null.design_effect.max().item()-1)/(null.group_size-1)
+    return 1+min(max(rho, 0.), 1.)*(m.group_size-1)
+
+def _error(m, null, part):
+    "Standard error (C,) of `part` ('mean' or 'std') of the images `m`, that of independent training images, and how many of these they are worth"
+    own = getattr(m, f'{part}_se').numpy()
+    if null is None: return own, own, m.n_groups
+    n = m.n_images/_family_effect(m, null)
+    se = getattr(null, f'{part}_spread').numpy()/math.sqrt(n)
+    return (np.fmax(se, own) if m.n_groups>=30 else se), se, n
+
+def _saddlepoint(y, w, n, x):
+    "Chance that the mean of `n` draws from the values `y`, with shares `w` and mean 0, is `x` (above 0) or more (Lugannani & Rice 1980)"
+    from scipy.special import log_ndtr
+    if x>=y.max(): return 0.
+    lo,hi = 0.,1/y.std()
+    def tilted(t):
+        e = w*np.exp(t*(y-y.max()))
+        return e/e.sum(), math.log(e.sum())+t*y.max()
+    while (tilted(hi)[0]*y).sum()<x and hi*y.std()<1e6: hi *= 2
+    for _ in range(60):
+        t = (lo+hi)/2
+        lo,hi = (t, hi) if (tilted(t)[0]*y).sum()<x else (lo, t)
+    e,K = tilted(t)
+    var = (e*y**2).sum()-(e*y).sum()**2
+    r,u = math.sqrt(max(2*n*(t*x-K), 0)),t*math.sqrt(n*max(var, 0))
+    return .5 if r<1e-4 or u<=0 else math.exp(log_ndtr(-(r+math.log(u/r)/r)))
+
+# %% ../nbs/08_drift.ipynb #e25d3cfa
+def _chance(d, off, n, n_images):
+    "Chance that the mean of `n` images strays by `d` or more to either side, where single ones of `n_images` stray as `off` (len(OFF),) says"
+    y,w = (off[1:]+off[:-1])/2,np.diff(OFF)
+    y = y-(w*y).sum()
+    if not y.any(): return 1. if d==0 else 0.
+    if n>1: return min(1., 2*_saddlepoint(y if d>0 else -y, w, n, abs(d)))
+    off,levels = (off, OFF) if d>0 else (-off[::-1], 1-np.array(OFF)[::-1])
+    below = max(l for l,v in zip(levels, off) if v<abs(d)*(1-1e-9) or l==0)
+    return min(1., 2*(n_images-below*(n_images-1))/(n_images+1))  # as a further image would; at least 1/(n+1), nothing rarer was seen
+
 # %% ../nbs/08_drift.ipynb #e25d3cf6
-def _rows(m, used, training, policy):
-    "A dict a channel: how measured images `m` differ from the statistics `used`, which rest on `training` where they were measured"
-    shift,ratio,shift_se,ratio_se = _difference(m, used)
-    if training is not None:
-        *_,a,b = _difference(training, used)
-        shift_se,ratio_se = (shift_se**2+a**2).sqrt(),(ratio_se**2+b**2).sqrt()
-    effects,errors = torch.stack([shift, ratio]).abs(),torch.stack([shift_se, ratio_se])
-    zs = (effects/errors).nan_to_num(0., posinf=math.inf)
+def _compared(m, used, training, null):
+    "How the images `m` differ from the statistics `used`: for mean and std the effect (in σ, and a log ratio), half-width of its 95 % interval, z and chance, (C,) each"
+    from scipy.special import stdtr, stdtrit
+    std,df = np.array(used.std),max(m.n_groups-1, 1)
+    shift,ratio,*_ = (o.numpy() for o in _difference(m, used))
+    q = (m.std.numpy()**2+(m.mean.numpy()-np.array(used.mean))**2-std**2)/(2*std) if training is not None else (np.exp(ratio)-1)*std
+    res = []
+    for part,d,effect in (('mean', shift*std, shift), ('std', q, ratio)):
+        se,alone,n = _error(m, null, part)
+        if training is not None: se = np.hypot(se, getattr(training, f'{part}_se').numpy())
+        with np.errstate(divide='ignore', invalid='ignore'): z,less = np.abs(d)/se,np.where(se>0, alone/se, 1.)
+        if null is None: p,edge = 2*stdtr(df, -z),stdtrit(df, .975)
+        else: p,edge = np.array([_chance(*o, n, null.n_images) for o in zip(d*less, getattr(null, f'{part}_off').numpy().T)]),1.96
+        res.append((effect, edge*se/std, z, np.where(d==0, 1., np.where(np.isnan(se), np.nan, p))))
+    return res
+
+def _odd_one(m, used):
+    "The row of the image in ledger `m` that lies farthest from `used` in mean or std"
+    mean,std = (m.images[[f'{k}_{c}' for c in range(m.n_channels)]].to_numpy() for k in ('mean', 'std'))
+    center,scale = np.array(used.mean),np.array(used.std)
+    off = np.maximum(np.abs(mean-center)/scale, np.abs(std**2+(mean-center)**2-scale**2)/(2*scale**2))
+    return int(np.nan_to_num(off).max(1).argmax())
+
+def _chances(m, used, training, null):
+    "What `_compared` says of ledger `m`; drift must not hang on one image, so that the chance is that without the oddest, if it is larger"
+    res = _compared(m, used, training, null)
+    if null is None or m.n_images<2: return res
+    odd = _odd_one(m, used)
+    rest = m.take([i for i in range(len(m.items)) if i!=odd])
+    if not rest.n_images: return res
+    return [(*o, np.fmax(p, less[-1])) for (*o,p),less in zip(res, _compared(rest, used, training, null))]
+
+def _rows(m, used, training, null, policy):
+    "A dict a channel of ledger `m`, with the chance `p` of such a difference where nothing has drifted"
+    (shift,dm,zm,pm),(ratio,ds,zs,ps) = _chances(m, used, training, null)
+    effects,z,p = np.abs([shift, ratio]),np.array([zm, zs]),np.array([pm, ps])
     big = effects>=policy.similar
     for c in range(m.n_channels):
-        z = zs[big[:,c], c].max().item() if big[:,c].any() else zs[effects[:,c].argmax(), c].item()
-        if m.n_images<2: z = math.nan
-        verdict = 'too few' if m.n_images<2 else 'alike' if not big[:,c].any() else 'drifted' if z>policy.z else 'too few'
-        needed = math.ceil(m.n_images*(policy.z/z)**2) if verdict=='too few' and z>0 else pd.NA
-        yield dict(channel=c, n=m.n_images, shift=shift[c].item(), std_ratio=ratio[c].exp().item(), z=z, verdict=verdict, n_needed=needed)
+        k = np.argmin(np.where(big[:,c], p[:,c], 2)) if big[:,c].any() else effects[:,c].argmax()
+        yield dict(channel=c, n=m.n_images, shift=shift[c], shift_low=shift[c]-dm[c], shift_high=shift[c]+dm[c], std_ratio=math.exp(ratio[c]),
+                   ratio_low=math.exp(ratio[c]-ds[c]), ratio_high=math.exp(ratio[c]+ds[c]), z=z[k,c], p=min(1., 2*p[k,c]), big=bool(big[:,c].any()))
 
+# %% ../nbs/08_drift.ipynb #e25d3cf7
+def _holm(p):
+    "Chances `p` (n,) after the correction of Holm (1979) for asking n questions; NaN stays NaN"
+    res,order = np.full(len(p), np.nan),np.argsort(p)
+    order = order[~np.isnan(p[order])]
+    res[order] = np.minimum(1., np.maximum.accumulate(p[order]*np.arange(len(p), len(p)-len(order), -1)))
+    return res
+
+def _with_verdicts(rows, level=.05):
+    "A table of `rows`, each with what can be said of it; channels that are the same ask one question"
+    from scipy.special import ndtri
+    df = pd.DataFrame(rows)
+    questions = df.groupby(['group', 'n', 'shift', 'std_ratio'], sort=False, dropna=False).ngroup().to_numpy()
+    first = np.unique(questions, return_index=True)[1]
+    df['p'] = _holm(df.p.to_numpy()[first])[questions]
+    df['verdict'] = np.where(~df.big, 'alike', np.where(df.p<=level, 'drifted', 'too few'))
+    need = -ndtri(level/(4*len(first)))
+    needed = np.ceil(df.n*np.maximum(need/df.z, 1)**2)
+    df['n_needed'] = needed.where((df.verdict=='too few') & np.isfinite(needed)).astype('Int64')
+    return df.drop(columns='big')
+
+# %% ../nbs/08_drift.ipynb #e25d3cf9
 def _reference(used, choice, against, plain):
     "What to compare with, and the measurement that it rests on, if it does on one"
     if against not in ('used', 'train'): raise ValueError(f"`against` must be 'used' or 'train', got {against!r}")
@@ -69,38 +163,43 @@ def _reference(used, choice, against, plain):
     if m is None:
         instead = "compare with `against='used'`, or " if plain else ''
         raise ValueError(f"nothing was measured on the training images: {instead}fit again with `measure=True` added")
-    return NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source='measured on the training images'), m
+    return _own_stats(m), m
+
+def _own_stats(m): return NormStats(m.mean, _divisor(m), value_range=_lives_on(m), source='measured on the training images')
+
+def _unaugmented(train, dl, tfm, verbose):
+    "The training images as images like those of `dl` are seen, where training augments and `dl` does not; else `None`"
+    if not isinstance(tfm, DatasetStats) or isinstance(tfm.question['stats'], StatsChoice) or not train.n: return None
+    if getattr(_unwrapped(dl).dataset, 'split_idx', None)==0 or not is_augmented(train): return None
+    loader = as_validation(train)
+    m,_ = tfm.measured_on(loader)
+    if verbose: say(f"training images are augmented and these are not, so they are compared with {m.n_images:,} training images without augmentation")
+    return m.measured()
 
 def _loader_of(dls, dl):
     "The loader to check: `dl`, one for the items or the folder that it is, or the validation loader"
     if dl is None:
         if len(dls.loaders)>1 and dls.valid.n: return dls.valid
         raise ValueError("there are no validation images to check: give `dl`, a loader, a folder or items")
-    if isinstance(dl, (str, os.PathLike)): return dls.test_dl(_files_in(dl))
+    if isinstance(dl, (str, os.PathLike)): return dls.test_dl(_files_in(dl, getattr(_normalize_in(dls.train), 'get_items', None)))
     if hasattr(dl, 'after_batch') and not isinstance(dl, DataLoaders): return dl
     if isinstance(dl, DataLoaders) or not hasattr(dl, '__len__'):
         raise TypeError(f"`dl` must be a loader, a folder or items, got {type(dl).__name__}{': give one of its loaders' if isinstance(dl, DataLoaders) else ''}")
     if not len(dl): raise ValueError("no images to check: `dl` is empty")
     return dls.test_dl(dl)
 
-def _files_in(path):
-    "The image files in a folder, or the one that `path` is"
+def _files_in(path, get_items=None):
+    "The image files in a folder as the DataBlock of the fit finds them, or the one that `path` is"
     if os.path.isfile(path): return [Path(path)]
     if not os.path.isdir(path): raise ValueError(f"no such folder: {path}")
-    if not (items := get_image_files(path)): raise ValueError(f"no images in {path}")
+    if not len(items := (get_items or get_image_files)(Path(path))): raise ValueError(f"no images in {path}")
     return items
-
-def _of_each(items, by, name):
-    "What function or column `by`, an argument called `name`, says of each item"
-    if not isinstance(by, str): return [by(_item_at(items, i)) for i in range(len(items))]
-    if hasattr(items, 'iloc') and by in items: return list(items[by])
-    raise ValueError(f"`{name}` must be a function from an item to its group, or a column, got {by!r}")
 
 def _groups(dl, by):
     "Indices of the items of `dl`, by what function or column `by` says of each"
     items,res = getattr(_unwrapped(dl).dataset, 'items', None),{}
     if items is None: raise TypeError(f"`by` needs a dataset with `items`, got {type(_unwrapped(dl).dataset).__name__}")
-    for i,key in enumerate(_of_each(items, by, 'by')):
+    for i,key in enumerate(of_each(items, by)):
         res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
     return res
 
@@ -108,7 +207,8 @@ def _groups(dl, by):
 @patch
 def check_stats(self:DataLoaders,
     dl=None,              # A loader, a folder or items; `None`: the validation loader
-    by=None,              # Function from an item (a path, a row…) to its group (scanner, hospital…), or a column: rows a group; `None`: all together
+    by=None,              # Function from an item (a path, a row…) to what it is compared by (scanner, hospital…), a column, or a list: rows a group; `None`: all together
+    groups=None,          # Whose an image is (patient, volume, slide), as in `measure_stats`; `None`: the function or column of the fit, if it had one
     against:str='used',   # Compare with the statistics in `'used'`, or with what was measured on the training images (`'train'`)
     tol:float=.01,        # These as in `measure_stats`
     mask=None,            # `None`: the one of the fit
@@ -120,21 +220,32 @@ def check_stats(self:DataLoaders,
     used,tfm = used_stats(self.train),_normalize_in(self.train)
     if used is None: raise ValueError("these loaders are not normalised, so there is nothing to compare with: call `dls.fit_stats()` first")
     dl,choice = _loader_of(self, dl),getattr(tfm, 'choice', None)
-    policy = tfm.question['policy'] if choice is not None else Policy()
-    mask,nonfinite = _as_fitted(tfm, mask, nonfinite)
+    args = dict(zip(('mask', 'nonfinite'), _as_fitted(tfm, mask, nonfinite)), groups=_fitted_groups(tfm, groups), tol=tol, seed=seed, verbose=verbose)
     used,training = _reference(used, choice, against, isinstance(getattr(tfm, 'scheme', ZScore()), ZScore))
-    said,res = [*check_loader(self.train), *([s] if (s := clipped(_unwrapped(dl))) else [])],[]
+    if training is not None and (plain := _unaugmented(self.train, dl, tfm, verbose)): used,training = _own_stats(plain),plain
+    said,rows = [*check_loader(self.train), *([s] if (s := clipped(_unwrapped(dl))) else [])],[]
     for group,among in ({None: None} if by is None else _groups(dl, by)).items():
-        m = measure_stats(dl, tol=tol, mask=mask, nonfinite=nonfinite, seed=seed, verbose=verbose, among=among)
+        m = measure_stats(dl, among=among, **args)
         said += check_images(m, None if training else used) + [s for s in [constant(m)] if s]
         if (fit := _for_channels(used, m.n_channels)) is None: raise ValueError(_other_channels(m, used))
-        res += [dict(group=group, **r) for r in _rows(m, fit, training, policy)]
+        null = training or (choice.measured if choice is not None and choice.measured is not None and choice.measured.n_channels==m.n_channels else None)
+        rows += [dict(group=group, **r) for r in _rows(m, fit, training, null, tfm.question['policy'] if choice is not None else Policy())]
+    return _told(rows, said, tfm, training is None, by is not None, verbose)
+
+def _told(rows, said, tfm, other, by, verbose):
+    "The table of `rows`; what the guards `said` as warnings"
     if getattr(tfm, 'scheme', ZScore()).masked:
         said.append("each image is normalised on its own: what the table shows of brightness and contrast does not reach the network")
-    for s in dict.fromkeys(said): warnings.warn(s)
-    if verbose and choice is not None and choice.measured is not None and training is None: print(_not_the_training_images(choice))
-    df = pd.DataFrame(res).astype({'n_needed': 'Int64'})
+    for s in dict.fromkeys(said): warnings.warn(printable(s))
+    choice = getattr(tfm, 'choice', None)
+    if verbose and choice is not None and choice.measured is not None and other: say(_not_the_training_images(choice))
+    df = _with_verdicts(rows)
     return df if by else df.drop(columns='group')
+
+def _fitted_groups(tfm, groups):
+    "`groups`, or those of the fit where they can be asked of other items as well"
+    fitted = getattr(tfm, 'pass_args', {}).get('groups')
+    return fitted if groups is None and (callable(fitted) or isinstance(fitted, str)) else groups
 
 def _as_fitted(tfm, mask, nonfinite):
     "`mask` and `nonfinite`, or those of the fit; a warning where that had a mask which is not known any more"
@@ -190,8 +301,8 @@ def check_stats(self:Learner,
     fit = want and _for_channels(_fitting(want, few), n) if known else None
     pretrained = model is not None or getattr(self, 'pretrained', True)
     wrong = _inside(want, used) if not known else _disagreement(used, fit, choice, name) if pretrained and fit else None
-    for s in [*check_loader(train), *([wrong] if wrong else [])]: warnings.warn(s)
-    if verbose and not wrong: print(_all_well(fit, want, choice, name, pretrained, n))
+    for s in [*check_loader(train), *([wrong] if wrong else [])]: warnings.warn(printable(s))
+    if verbose and not wrong: say(_all_well(fit, want, choice, name, pretrained, n))
     cols = dict(mean=used and used.mean, std=used and used.std, model_mean=fit and fit.mean, model_std=fit and fit.std)
     return pd.DataFrame({'channel': range(n), **{k: [math.nan]*n if v is None else list(v) for k,v in cols.items()}})
 
