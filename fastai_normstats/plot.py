@@ -96,16 +96,18 @@ def _value(v):
     return _minus(_num(v) if abs(v)>=100 else f'{v:#.3g}' if abs(v)>=.9995 else f'{round(v, 3)+0.:.3f}')
 
 # %% ../nbs/09_plot.ipynb #1101ccb5
-def _middle(counts, share=.998):
-    "From which bin to which the middle `share` of the counts lie"
-    cum,out = counts.cumsum(),(1-share)/2
-    return np.searchsorted(cum, [out*cum[-1], (1-out)*cum[-1]]) if cum[-1] else np.array([0, len(counts)-1])
+def _fills(m, least=.1):
+    "The range [0, 1] or [0, 255] that all values of `m` keep to and of which they fill a part `least`, or `None`"
+    lo,hi = m.value_range
+    a,b = m.quantile((.001, .999))
+    used = (b.max()-a.min()).item()
+    return (lo, hi) if (lo, hi) in ((0., 1.), (0., 255.)) and used>=least*(hi-lo) else None
 
-def _coarser(counts):
-    "How many bins of `counts` to draw as one so that few levels do not become a comb"
-    k,(a,b) = 1,_middle(counts, .85)  # what lies far off, such as clouds, leaves gaps that are no comb
-    while k<16 and len(counts)%(2*k)==0 and (np.add.reduceat(counts, range(0, len(counts), k))[a//k:b//k+1]>0).mean()<.75: k *= 2
-    return k
+def _around(lo, hi, share=.05):
+    "From `lo` to `hi` and a `share` more at both ends; some room about a constant"
+    size = max(abs(lo), abs(hi))
+    room = share*(hi-lo) if hi-lo>1e-9*size else .5*max(size, 1)
+    return lo-room,hi+room
 
 def _height(heights):
     "Of the highest bin; where it towers over all others (a black border), it is cut off at half as much again as these"
@@ -114,27 +116,31 @@ def _height(heights):
 
 # %% ../nbs/09_plot.ipynb #876d8fa9
 def _say_cut(ax, i, share, edges, top):
-    "Label bin `i`, which is cut off at height `top`, with its share of all values"
+    "Label bin `i`, which is cut off at height `top`, with its `share` of all values"
     right = i>len(edges)/2
     ax.annotate(f'{share:.0%} near {_minus(_num(edges[i+right]))}', (edges[i+(not right)], top), xytext=(-3 if right else 3, -2),
                 ha='right' if right else 'left', va='top', textcoords='offset points', fontsize=8, zorder=5, bbox=_under(ax))
 
 # %% ../nbs/09_plot.ipynb #88f09614
-def _draw_hist(ax, m, c):
-    "Histogram of channel `c`: its height, after cutting off and labelling a bin that towers over all others"
-    counts = m.hist[c].numpy()
-    k,(lo,hi) = _coarser(counts),m.value_range
-    share,edges = np.add.reduceat(counts, range(0, m.bins, k))/max(1, counts.sum()),np.linspace(lo, hi, m.bins+1)[::k]
-    top,i = _height(share),share.argmax()
+def _span(m, c):
+    "From where to where to draw channel `c`: over [0, 1] or [0, 255] where these are filled, else the middle 99.8 %"
+    return _fills(m) or _around(*m.quantile((.001, .999))[:,c].tolist())
+
+def _draw_hist(ax, m, c, bins=128):
+    "How often values of channel `c` occur: height, after cutting off and labelling bins that tower, and span"
+    lo,hi = _span(m, c)
+    edges = np.linspace(lo, hi, bins+1)
+    share = m.density(edges)[c].numpy()*np.diff(edges)
+    top = _height(share)
     ax.stairs(share.clip(max=top), edges, fill=True, color='#BBBBBB')
-    if share[i]>top: _say_cut(ax, i, share[i], edges, top)
-    if (lo,hi) not in ((0, 1), (0, 255)):
-        a,b = _middle(counts)
-        lo,hi = np.linspace(lo, hi, m.bins+1)[[a, b+1]]
+    first = share.argmax()
+    far = np.where(abs(np.arange(bins)-first)>bins/4, share, 0).argmax()  # where there is room for another label
+    for i in (first, far):
+        if share[i]>top: _say_cut(ax, i, share[i], edges, top)
     return top,lo,hi
 
 # %% ../nbs/09_plot.ipynb #be8908d6
-def _all_alike(m): return m.n_channels>1 and all((o==o[:1]).all() for o in (m.hist, m.mean, m.std))
+def _all_alike(m): return m.n_channels>1 and all((o==o[...,:1]).all() for o in (m.quantiles, m.mean, m.std))
 
 def _candidate_rows(table, channels, n):
     "What to draw of each candidate in the panel of `channels`: several rows where its numbers for them differ"
@@ -164,6 +170,16 @@ def _draw_panel(ax, self, title, channels, labels):
     _draw_rows(ax, top, rows, labels)
     if labels: ax.set_ylabel('share of pixels', y=0, ha='left')
 
+def _whose(m):
+    "How many images of how many patients were measured, and what these are worth"
+    def several(n, what): return f"{n:,.0f} {what}{'s'*(round(n)!=1)}"
+    return f"{several(m.n_images, 'image')} of {several(m.n_groups, m.unit)}, worth {several(m.n_effective, 'independent one')}"
+
+def _say_below(ax, text, new):
+    "Say `text` below a figure of our own, else below the last line of `ax`"
+    if new: ax.figure.supxlabel(text, fontsize=8.5)
+    else:   ax.set_xlabel('\n'.join([ax.get_xlabel(), text]).strip(), loc='left')
+
 @patch
 def plot(self:StatsChoice,
     axs=None,            # Axes to draw into, one per channel (one is enough where all are the same); `None`: a new figure
@@ -181,11 +197,14 @@ def plot(self:StatsChoice,
         given,axs = axs is not None,_axes(axs, len(panels), 'one per channel', figsize or size, cols)
         for i,(ax,(name,channels)) in enumerate(zip(axs, panels)):
             _draw_panel(ax, self, name, channels, labels=not i or not given and i%cols==0)
+        if m.grouped: _say_below(axs[0], _whose(m), not given)
     return axs
 
 # %% ../nbs/09_plot.ipynb #c31ec09c
-_verdicts = {'alike': '#0072B2', 'drifted': '#C04A00', 'too few': '#666666'}
+_verdicts = {'alike': '#009E73', 'drifted': '#B2182B', 'too few': '#666666'}
 _verdict_markers = {'alike': 'o', 'drifted': 'D', 'too few': 's'}
+_parts = {'shift': ('shift', 'shift_low', 'shift_high', 'shift of the mean in σ', 0., (-.1, .1)),
+          'ratio': ('std_ratio', 'ratio_low', 'ratio_high', 'ratio of the stds', 1., (.905, 1.105))}  # the band that `Policy` calls similar
 
 def _panels(df):
     "Rows a channel; one panel for channels that are all the same, as in grey images loaded as RGB"
@@ -195,39 +214,36 @@ def _panels(df):
 
 def _groups_of(part): return [f"{g} (n={n:,})" for g,n in zip(part.group if 'group' in part else ['images']*len(part), part.n)]
 
-def _draw_group(ax, y, r):
-    "One group at height `y`: mean ± std and the verdict"
-    color = _verdicts[r.verdict]
-    ax.errorbar(r['shift'], y, xerr=r.std_ratio, fmt=_verdict_markers[r.verdict], color=color, lw=2, capsize=4, ms=6,
-                mfc=ax.get_facecolor() if r.verdict=='too few' else color)
-    ax.annotate(r.verdict, (1.02, y), xycoords=('axes fraction', 'data'), va='center', fontsize=8.5, color=color,
-                fontweight='bold' if r.verdict=='drifted' else None)
-
-def _draw_drift(ax, name, part, labels):
-    "The groups of one channel"
-    ax.axvspan(-1, 1, color='#EEEEEE'), ax.axvline(0, color='#555555', lw=1)
-    for y,(_,r) in enumerate(part.iterrows()): _draw_group(ax, y, r)
+def _draw_difference(ax, part, kind, name, labels, said):
+    "Shift or std ratio of each group with its interval, over the band that is called alike"
+    column,low,high,xlabel,zero,band = _parts[kind]
+    ax.axvspan(*band, color='#EEEEEE'), ax.axvline(zero, color='#555555', lw=1)
+    ax.annotate('alike', (zero, 1), xycoords=('data', 'axes fraction'), xytext=(0, 2), textcoords='offset points', ha='center', fontsize=8, color='#555555')
+    for y,(_,r) in enumerate(part.iterrows()):
+        color,known = _verdicts[r.verdict],np.isfinite([r[low], r[high]]).all()
+        ax.errorbar(r[column], y, xerr=[[r[column]-r[low]], [r[high]-r[column]]] if known else None, fmt=_verdict_markers[r.verdict], color=color, lw=2,
+                    capsize=4, ms=6, mfc=ax.get_facecolor() if r.verdict=='too few' else color)
+        if said: ax.annotate(r.verdict, (1.02, y), xycoords=('axes fraction', 'data'), va='center', fontsize=8.5, color=color,
+                             fontweight='bold' if r.verdict=='drifted' else None)
     ax.set(yticks=range(len(part)), yticklabels=_groups_of(part) if labels else [], ylim=(len(part)-.5, -.5))
-    _style(ax, name, 'σ from the mean in use')
+    _style(ax, None, xlabel)
+    ax.locator_params(axis='x', nbins=6)
+    ax.set_title(name, loc='left', fontweight='bold', pad=12)
 
 # %% ../nbs/09_plot.ipynb #53df768e
 def plot_drift(
     df,                 # What `dls.check_stats` returned
-    axs=None,           # Axes to draw into, one per channel that differs; `None`: a new figure
-    figsize:tuple=None  # Inches; `None`: 10 wide at most
+    axs=None,           # Axes to draw into, two per channel that differs (shift, ratio); `None`: a new figure
+    figsize:tuple=None  # Inches; `None`: 10 wide
 ):
-    "Mean ± std of each group of images against the statistics in use, in σ; returns the axes"
-    if lack := {'channel', 'n', 'shift', 'std_ratio', 'verdict'}-{*df.columns}:
+    "Shift of the mean and ratio of the stds of each group of images, with 95 % intervals of the difference; returns the axes"
+    if lack := {'channel', 'n', 'verdict', *(c for part in _parts.values() for c in part[:3])}-{*df.columns}:
         raise ValueError(f"`df` must be what `check_stats` returned, it lacks {min(lack)!r}")
     if df.empty: raise ValueError("`df` has no rows: nothing to draw")
     panels = _panels(df)
-    cols,most = min(3, len(panels)),max(len(p) for _,p in panels)
-    size = {1: 6.5, 2: 9}.get(cols, 10),-(-len(panels)//cols)*(.9+.35*most)
+    size = 10,len(panels)*(1.1+.35*max(len(p) for _,p in panels))
     with _look(axs):
-        given,axs = axs is not None,_axes(axs, len(panels), 'one per channel that differs', figsize or size, cols)
-        for i,(ax,(name,part)) in enumerate(zip(axs, panels)):
-            first = panels[0 if given else i//cols*cols][1]
-            _draw_drift(ax, name, part, i%cols==0 and not given or not i or _groups_of(part)!=_groups_of(first))
-        lims = np.array([ax.get_xlim() for ax in axs])
-        for ax in [] if given else axs: ax.set_xlim(lims.min(), lims.max())  # channels can be compared
+        axs = _axes(axs, 2*len(panels), 'two per channel that differs', figsize or size, 2)
+        for i,(name,part) in enumerate(panels):
+            for j,kind in enumerate(_parts): _draw_difference(axs[2*i+j], part, kind, name if not j else ' ', not j, j==1)
     return axs

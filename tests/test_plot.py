@@ -1,5 +1,5 @@
 "What the pictures show, against NumPy on the same pixels: heights, places of markers, colours; and that drawing leaves no trace"
-import random
+import pickle, random, re, warnings
 
 import matplotlib
 matplotlib.use('Agg')
@@ -11,9 +11,9 @@ import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter, Normalize
-from fastai.vision.all import RandomErasing, TensorCategory, TensorImage, aug_transforms, imagenet_stats
+from fastai.vision.all import ColReader, RandomErasing, TensorCategory, TensorImage, Transform, aug_transforms, imagenet_stats
 
-from fastai_normstats.all import DatasetStats, choose_stats, plot_batch, plot_before_after, plot_drift
+from fastai_normstats.all import DatasetStats, choose_stats, plot_batch, plot_before_after, plot_drift, plot_unusual
 from fastai_normstats.plot import _look
 from fastai_normstats.running import RunningStats
 
@@ -66,14 +66,19 @@ def new_axes(*shape): return plt.subplots(*shape, squeeze=False)[1]
 
 # --- the choice
 
+def off(ax, v):
+    "By how much the share of pixels drawn up to an edge is off the share of values `v` up to there, at the most"
+    below = np.array([(v<=e).mean() for e in edges(ax)[0][1:]])
+    return np.abs(heights(ax)[0].cumsum()-below+(v<edges(ax)[0][0]).mean()).max()
+
 @pytest.mark.parametrize('n', [1, 2, 3, 6, 13])
 def test_choice_shows_the_training_pixels_and_the_candidates(n):
+    "Of quantiles at most .05 apart an image's share up to any value is known to .05; errors of 16 images cancel, to .02 here"
     axs,x = loaders(n).stats_choice.plot(),pixels(n)
     assert len(axs)==n
     for ax,v in zip(axs, x):
-        counts = np.histogram(v, 256, (0, 1))[0]
-        np.testing.assert_allclose(heights(ax)[0], np.minimum(counts/v.size, heights(ax)[0].max()), atol=1e-12)
-        assert heights(ax)[0].max()>.5*counts.max()/v.size
+        assert off(ax, v)<.02 and np.isclose(heights(ax)[0].sum(), 1), 'all pixels, and nothing is cut off'
+        np.testing.assert_allclose(edges(ax)[0], np.linspace(0, 1, 129))
         (mean,std),*others = numbers(ax)
         np.testing.assert_allclose((mean, std), (v.mean(), v.std()), rtol=1e-5)
         assert len(others)==(3 if n==1 else 1 if n==3 else 0), 'numbers for other channels are not of these'
@@ -98,6 +103,13 @@ def test_choice_of_equal_channels_is_one_panel():
     one = plt.subplots()[1]
     assert choice.plot(axs=one)==[one] and len(bars(one))==4
 
+KNOWN = .05+1/120  # a share is known to the distance of two quantiles, and of two pixels between which these are interpolated
+
+def near(ax):
+    "What cut-off bins are said to hold: value → share"
+    found = [re.fullmatch(r'(\d+)% near (\S+)', t) for t in texts(ax)]
+    return {float(o[2]): int(o[1])/100 for o in found if o}
+
 def test_choice_cuts_off_and_labels_what_towers():
     "A border takes 40 % of the pixels; the other bins can be seen all the same"
     def bordered(i, n):
@@ -105,13 +117,74 @@ def test_choice_cuts_off_and_labels_what_towers():
         x[:,:,:4] = 1/512
         return x
     ax, = loaders(1, bordered).stats_choice.plot()
-    assert '40% near 0' in texts(ax)
+    assert list(near(ax))==[0] and abs(near(ax)[0]-.4)<=KNOWN
     assert heights(ax)[0][0]==heights(ax)[0].max()<2*np.sort(heights(ax)[0])[-8]
+    assert off_beyond(ax, pixels(1, bordered)[0])<=KNOWN
+
+def off_beyond(ax, v):
+    "As `off`, counted from above, where no bin is cut off"
+    above = np.array([(v>=e).mean() for e in edges(ax)[0][1:-1]])
+    return np.abs(heights(ax)[0][::-1].cumsum()[::-1][1:]-above).max()
+
+def test_choice_labels_towers_at_both_ends():
+    def both(i, n):
+        x = image(i, n)
+        x[:,:,:3],x[:,:,8:] = 0.,1.
+        return x
+    ax, = loaders(1, both).stats_choice.plot()
+    assert sorted(near(ax))==[0, 1] and abs(near(ax)[0]-.3)<=KNOWN and abs(near(ax)[1]-.2)<=KNOWN
+    assert heights(ax)[0][0]==heights(ax)[0][-1]==heights(ax)[0].max()
 
 def test_choice_of_few_levels_is_no_comb():
+    "Between two levels nothing is seen, and the bars are filled there; halfway the share is right all the same"
     def levels(i, n): return np.random.default_rng(i).integers(0, 17, (n, 12, 12))/16
     ax, = loaders(1, levels).stats_choice.plot()
-    assert len(heights(ax)[0])==16 and (heights(ax)[0]>0).all()
+    assert (heights(ax)[0]>0).all()
+    v,halfway = pixels(1, levels)[0],np.arange(1, 32, 2)*4  # of 128 bins
+    np.testing.assert_allclose(heights(ax)[0].cumsum()[halfway-1], [(v<e).mean() for e in edges(ax)[0][halfway]], atol=.025)
+
+def test_choice_spans():
+    "0 to 1 or 255 where the values fill a tenth of it, else their middle 99.8 % and a twentieth more at both ends"
+    def span(images):
+        ax, = loaders(1, images).stats_choice.plot()
+        return edges(ax)[0][[0, -1]]
+    assert tuple(span(lambda i, n: image(i, n)*255))==(0, 255)
+    assert tuple(span(lambda i, n: image(i, n)*.3))==(0, 1)
+    def even(i, n): return np.random.default_rng(i).uniform(.01, .04, (n, 12, 10))  # without tails, in which quantiles are uncertain
+    for images in (even, lambda i, n: even(i, n)*1e5-3000):
+        a,b = np.quantile(pixels(1, images)[0], [.001, .999])
+        np.testing.assert_allclose(span(images), (a-.05*(b-a), b+.05*(b-a)), atol=.01*(b-a))
+
+@pytest.mark.parametrize('value', [0., .3, 1., -7., 1e6, 1e12])
+def test_choice_of_a_constant(value):
+    "All in one bin, somewhere inside"
+    ax, = choose_stats(30, RunningStats().update(torch.full((30, 1, 4, 4), value)), stats='custom').plot()
+    i, = heights(ax)[0].nonzero()[0]
+    np.testing.assert_allclose(heights(ax)[0][i], 1)
+    assert edges(ax)[0][i]<=np.float32(value)<=edges(ax)[0][i+1] and edges(ax)[0][0]<np.float32(value)<edges(ax)[0][-1]
+
+def worth(xs, groups):
+    "Independent images that those of `groups` are worth: their number over Kish's design effect of mean or std, by Cochran's ratio estimators"
+    xs = np.stack([x.ravel() for x in xs])
+    mean,var = xs.mean(),xs.var()
+    def squared(v, codes):
+        T = np.array([v[codes==c].sum() for c in np.unique(codes)])
+        return len(T)/(len(T)-1)*(T**2).sum()
+    each = np.arange(len(xs))
+    return len(xs)/max(squared(v, groups)/squared(v, each) for v in (xs-mean, (xs-mean)**2-var))
+
+def test_choice_says_whose_the_images_are():
+    def patient(i): return f'P{i//3}'
+    def alike(i, n): return np.clip(image(i, n)*.1+.3+.4*np.random.default_rng(i//3).random(), 0, 1)
+    choice = loaders(1, alike, groups=patient).stats_choice
+    ones = worth([alike(i, 1) for i in range(TRAIN)], np.arange(TRAIN)//3)
+    said = f'{TRAIN} images of 6 patients, worth {ones:.0f} independent ones'
+    assert 1<ones<TRAIN-1
+    assert choice.plot()[0].figure.get_supxlabel()==said
+    given = plt.subplots()[1]
+    assert choice.plot(axs=given)[0].get_xlabel()==f'value before normalisation\n{said}'
+    alone = loaders(1, alike).stats_choice.plot()[0]
+    assert alone.figure.get_supxlabel()=='' and alone.get_xlabel()=='value before normalisation'
 
 def test_choice_leaves_out_empty_stretches():
     "A far outlier does not squeeze the rest; the candidates stay in view"
@@ -308,31 +381,248 @@ def test_batch_refuses():
         plot_batch(block(tfms=Normalize.from_stats(*imagenet_stats, cuda=False)).dataloaders(0, num_workers=0, bs=4))
     with pytest.raises(TypeError, match='must be DataLoaders'): plot_batch(dls.train)
 
+# --- the images that sway the statistics
+
+ODD = 5
+
+def odd(i, n):
+    "One image is a negative"
+    return 1-image(i, n)*.5 if i==ODD else image(i, n)
+
+def influences(xs, groups=None):
+    "By how much, in σ, mean or std of the worst channel change without an image's group: everything counted anew"
+    xs,groups = np.stack(xs),np.arange(len(xs)) if groups is None else np.asarray(groups)
+    mean,std = xs.mean((0, 2, 3)),xs.std((0, 2, 3))
+    def without(g):
+        left = xs[groups!=g]
+        return max((np.abs(left.mean((0, 2, 3))-mean)/std).max(), (np.abs(left.std((0, 2, 3))-std)/std).max())
+    return np.array([without(g) for g in groups])
+
+def titles(axs): return [ax.get_title(loc='left') for ax in axs]
+def said(ax): return ax.get_xlabel().replace('−', '-').replace(',', '').split('\n')
+def influence(ax): return float(re.search(r'influence (\S+) σ', ax.get_xlabel())[1])
+
+@pytest.mark.parametrize('n', [1, 2, 3, 4, 13])
+def test_unusual_images_and_their_numbers(n):
+    "Against leaving out each image in turn; the pixels are those before normalisation"
+    axs,xs = plot_unusual(loaders(n, odd), n=6),[odd(i, n) for i in range(TRAIN)]
+    want = influences(xs)
+    order = np.argsort(-want)[:6]
+    assert titles(axs)==[str(i) for i in order] and order[0]==ODD
+    np.testing.assert_allclose([influence(ax) for ax in axs], want[order], rtol=5e-3)
+    channels = [0, 1, 2] if n>=3 else [0]
+    for ax,i in zip(axs, order):
+        x = xs[i][channels]
+        if n<3: assert ax.images[0].get_clim()==(0, 1)
+        np.testing.assert_allclose(shown(ax), x[0] if n<3 else x.transpose(1, 2, 0), atol=1e-6)
+        words = ' '.join(said(ax)[-2:]).split()
+        at = words.index('mean'), words.index('std')
+        for j,v in zip(at, (x.mean((1, 2)), x.std((1, 2)))):
+            np.testing.assert_allclose([float(o) for o in words[j+1:j+1+len(channels)]], v, atol=6e-4)
+    key = axs[0].figure.get_supxlabel()
+    assert ('channels 0, 1, 2 of' in key)==(n in (4, 13)) and ('channel 0 of 2' in key)==(n==2)
+
+def test_unusual_z():
+    "Distance of mean or std from the median image's, in 1.4826 median absolute distances"
+    xs = [odd(i, 1) for i in range(TRAIN)]
+    def z(v): return np.abs(v-np.median(v))/(1.4826*np.median(np.abs(v-np.median(v))))
+    want = np.maximum(z(np.array([x.mean() for x in xs])), z(np.array([x.std() for x in xs])))
+    for ax in plot_unusual(loaders(1, odd), n=4):
+        np.testing.assert_allclose(float(said(ax)[0].split('z ')[1]), want[int(titles([ax])[0])], rtol=6e-3)
+
+def test_unusual_groups():
+    "Influence is that of all images of the patient, who is named"
+    def patient(i): return f'P{i%6}'
+    axs,xs = plot_unusual(loaders(1, odd, groups=patient), n=TRAIN),[odd(i, 1) for i in range(TRAIN)]
+    want = influences(xs, np.arange(TRAIN)%6)
+    assert sorted(titles(axs), key=int)==[str(i) for i in range(TRAIN)]
+    for ax in axs:
+        i = int(titles([ax])[0])
+        assert said(ax)[0]==f'patient P{i%6}'
+        np.testing.assert_allclose(influence(ax), want[i], rtol=6e-3)
+    assert {int(t)%6 for t in titles(axs)[:2]}=={ODD%6}, 'one patient after the other'
+    assert 'without the patient' in axs[0].figure.get_supxlabel()
+
+def test_unusual_of_equal_channels_is_grey():
+    axs = plot_unusual(loaders(3, grey_as_rgb), n=3)
+    for ax in axs: np.testing.assert_allclose(shown(ax), image(int(titles([ax])[0]), 1)[0], atol=1e-6)
+    assert 'channel ' not in axs[0].figure.get_supxlabel() and 'black 0, white 1' in axs[0].figure.get_supxlabel()
+
+def test_unusual_in_other_units():
+    "From the .5 % to the 99.5 % quantile, each channel by its own; of 1,920 pixels known to 3 % of the span"
+    v = pixels(1, in_hu)[0]
+    ax, = plot_unusual(loaders(1, in_hu), n=1)
+    a,b = np.quantile(v, [.005, .995])
+    np.testing.assert_allclose(ax.images[0].get_clim(), (a, b), atol=.03*(b-a))
+    np.testing.assert_allclose(shown(ax), in_hu(int(titles([ax])[0]), 1)[0], rtol=1e-6)
+    assert re.search(r'black −\d+, white \d+', ax.figure.get_supxlabel())
+    ax, = plot_unusual(loaders(4, in_hu), n=1)
+    a,b = np.quantile(pixels(4, in_hu)[:3], [.005, .995], axis=1)
+    x = in_hu(int(titles([ax])[0]), 4)[:3].transpose(1, 2, 0)
+    np.testing.assert_allclose(shown(ax), ((x-a)/(b-a)).clip(0, 1), atol=.05)
+    assert 'each colour from its .5 %' in ax.figure.get_supxlabel()
+
+def test_unusual_after_pickling(monkeypatch):
+    "Rows are not pickled with loaders: these measure again, and draw the same"
+    dls = loaders(1, odd)
+    had = plot_unusual(dls)
+    for dl in dls.loaders: dl.after_batch.fs = dl.after_batch.fs.map(lambda f: pickle.loads(pickle.dumps(f)))
+    again = plot_unusual(dls)
+    assert titles(had)==titles(again) and [said(ax) for ax in had]==[said(ax) for ax in again]
+    monkeypatch.setattr('fastai_normstats.batches.measure_stats', None)
+    plot_unusual(loaders(1, odd))  # where there is a ledger, nothing is measured
+    with pytest.raises(TypeError): plot_unusual(dls)
+
+def test_unusual_with_given_numbers_measures_as_the_transform_would():
+    "With its mask, its groups and its word on NaN; the loaders' statistics stay"
+    def hole(i, n):
+        x = odd(i, n)
+        x[:,0,0] = np.nan
+        return x
+    kwargs = dict(mask=lambda x: x[:,:1]<.5, groups=lambda i: f'P{i//2}', nonfinite='ignore', stats=([.5], [.5]), measure=False)
+    dls = loaders(1, hole, **kwargs)
+    assert dls.train.after_batch.fs[-1].ledger is None
+    axs = plot_unusual(dls, n=TRAIN)
+    for ax in axs:
+        i = int(titles([ax])[0])
+        v = hole(i, 1)[hole(i, 1)<.5]
+        mean,std = (float(said(ax)[-1].split(f'{k} ')[1].split()[0]) for k in ('mean', 'std'))
+        np.testing.assert_allclose((mean, std), (v.mean(), v.std()), atol=6e-4)
+        assert said(ax)[0]==f'group P{i//2}'
+    assert dls.train.after_batch.fs[-1].mean.item()==.5
+
+def test_unusual_without_any_statistics():
+    "Loaders that nobody fitted, and those with a plain Normalize"
+    for tfms in (None, Normalize.from_stats([.5], [.5], cuda=False)):
+        axs = plot_unusual(block(1, odd, tfms).dataloaders(0, num_workers=0, bs=4), n=3)
+        order = np.argsort(-influences([odd(i, 1) for i in range(TRAIN)]))[:3]
+        assert titles(axs)==[str(i) for i in order]
+        np.testing.assert_allclose(shown(axs[0]), odd(ODD, 1)[0], atol=1e-6)
+
+def test_unusual_of_other_images_than_were_measured():
+    "A training loader in which the odd image is no more: its rows are not shown as others'"
+    dls = loaders(1, odd)
+    assert titles(plot_unusual(dls, n=1))==[str(ODD)]
+    left = [i for i in range(TRAIN) if i!=ODD]
+    others = DataBlock(TransformBlock(type_tfms=lambda i: TensorImage(torch.tensor(odd(i, 1), dtype=torch.float32))), n_inp=1,
+                       get_items=lambda _: [*left, 16, 17], splitter=IndexSplitter([15, 16]))
+    dls.loaders[0] = dls.train.new(others.datasets(0).train)
+    assert any(isinstance(f, DatasetStats) for f in dls.train.after_batch.fs)
+    axs = plot_unusual(dls, n=4)
+    want = influences([odd(i, 1) for i in left])
+    assert titles(axs)==[str(left[j]) for j in np.argsort(-want)[:4]]
+    for ax in axs: np.testing.assert_allclose(shown(ax), odd(int(titles([ax])[0]), 1)[0], atol=1e-6)
+
+class Halved(Transform):
+    "A batch transform before Normalize"
+    order = 20
+    def encodes(self, x:TensorImage): return x/2
+
+class Brighter(Transform):
+    "One after it"
+    order = 120
+    def encodes(self, x:TensorImage): return x+9
+
+@pytest.mark.filterwarnings('ignore:Brighter')
+def test_unusual_is_what_training_sees_before_normalize():
+    axs = plot_unusual(loaders(1, odd, [Halved(), Brighter()]), n=2)
+    for ax in axs: np.testing.assert_allclose(shown(ax), odd(int(titles([ax])[0]), 1)[0]/2, atol=1e-6)
+
+def test_unusual_of_several_images_an_item():
+    "Which of them it is, too"
+    def second(i): return 1-image(i, 1)*.5 if i==ODD else image(i+100, 1)
+    def loads(f): return TransformBlock(type_tfms=lambda i: TensorImage(torch.tensor(f(i), dtype=torch.float32)))
+    pairs = DataBlock((loads(lambda i: image(i, 1)), loads(second)), get_items=lambda _: range(N), n_inp=2, splitter=IndexSplitter(range(TRAIN, N)))
+    dls = pairs.fit_stats(0, num_workers=0, bs=4, stats='custom', verbose=False, cache=False).dataloaders(0, num_workers=0, bs=4)
+    a,b = plot_unusual(dls, n=2)
+    assert titles([a, b])==[str(ODD)]*2 and said(a)[0]==f'item {ODD}'
+    np.testing.assert_allclose(shown(a), second(ODD)[0], atol=1e-6)
+    np.testing.assert_allclose(shown(b), image(ODD, 1)[0], atol=1e-6)
+
+def test_unusual_volumes_show_the_middle_slice():
+    def volume(i, n): return np.stack([odd(10*i+d, n) for d in range(5)], 1)
+    ax, = plot_unusual(loaders(1, volume, axes=(0, 2, 3, 4)), n=1)
+    np.testing.assert_allclose(shown(ax), volume(int(titles([ax])[0]), 1)[0,2], atol=1e-6)
+
+def called(name):
+    "The title of images whose items are called `name`"
+    def load(o): return TensorImage(torch.tensor(image(int(str(o)[0]), 1), dtype=torch.float32))
+    b = DataBlock(TransformBlock(type_tfms=load), get_items=lambda _: [f'{i}{name}' for i in range(8)], n_inp=1, splitter=IndexSplitter([7]))
+    ax, = plot_unusual(b.dataloaders(0, num_workers=0, bs=4), n=1)
+    ax.figure.canvas.draw()
+    return titles([ax])[0][1:]
+
+def test_unusual_names():
+    "Short ones stay; long paths lose their first folders, then long names their middle; nothing is a formula"
+    assert called('/a/b.png')=='/a/b.png' and called(' $a$ $\\frac$')==' $a$ $\\frac$'
+    title = called('/data/of/somebody/pictures/of/many/train/cat.4321.jpg')
+    assert '/data/of/somebody/pictures/of/many/train/cat.4321.jpg'.endswith(title) and title.endswith('cat.4321.jpg') and 12<len(title)<=26
+    title = called('.2.840.113619.2.55.3.604688119.20180719.dcm')
+    assert title.startswith('.2.840') and '…' in title and title.endswith('0719.dcm') and len(title)<=26
+
+def test_unusual_of_a_table_names_the_file():
+    "The first column, as `ImageDataLoaders.from_df` has it"
+    df = pd.DataFrame(dict(name=[f'scan{i:02}.png' for i in range(N)], i=range(N), note='a long text that is of no use as a title'))
+    def load(i): return TensorImage(torch.tensor(odd(int(i), 1), dtype=torch.float32))
+    b = DataBlock(TransformBlock(type_tfms=load), get_x=ColReader('i'), n_inp=1, splitter=IndexSplitter(range(TRAIN, N)))
+    axs = plot_unusual(b.dataloaders(df, num_workers=0, bs=4), n=2)
+    assert titles(axs)[0]==f'scan{ODD:02}.png'
+    np.testing.assert_allclose(shown(axs[0]), odd(ODD, 1)[0], atol=1e-6)
+
+def test_unusual_has_no_more_images_than_there_are():
+    axs = plot_unusual(loaders(1, odd), n=99)
+    assert sorted(map(int, titles(axs)))==list(range(TRAIN))
+    assert max(ax.get_subplotspec().colspan.start for ax in axs)==3, 'four a row'
+
+def test_unusual_leaves_out_images_without_pixels():
+    def masked(x): return (x[:,:1]<2) & (x.mean((1, 2, 3), keepdim=True)<.7)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        axs = plot_unusual(loaders(1, odd, mask=masked), n=TRAIN)
+    assert odd(ODD, 1).mean()>.7 and str(ODD) not in titles(axs) and len(axs)==TRAIN-1
+
+def test_unusual_refuses():
+    dls = loaders(1)
+    for n in (0, -1, True, 2.5, '8', None):
+        with pytest.raises(ValueError, match='`n` must be a whole number of images from 1'): plot_unusual(dls, n=n)
+    with pytest.raises(TypeError, match='must be DataLoaders, got TfmdDL'): plot_unusual(dls.train)
+    with pytest.raises(ValueError, match='holds no loader'): plot_unusual(DataLoaders())
+    with pytest.raises(ValueError, match='must hold 3 axes, one per image, got 2'): plot_unusual(dls, n=3, axs=new_axes(1, 2))
+    plain = DataLoaders(torch.utils.data.DataLoader([1, 2]))
+    with pytest.raises(TypeError, match='need a fastai `TfmdDL`'): plot_unusual(plain)
+    signal = loaders(1, lambda i, n: image(i, n)[:,0], axes=(0, 2))
+    with pytest.raises(ValueError, match=r'only images can be shown, got \(1, 10\)'): plot_unusual(signal)
+
 # --- for all of them
 
 def drift(n_channels=3, alike=False):
     rows = [('GE', .02, 1.03, 'alike', 400), ('SIEMENS', -.6, .7, 'drifted', 300), ('PHILIPS', .3, 1.2, 'too few', 9)]
-    return pd.DataFrame([dict(group=g, channel=c, n=n, shift=s+(0 if alike else .1*c), std_ratio=r, verdict=v)
-                         for g,s,r,v,n in rows for c in range(n_channels)])
+    rows = [(g, s+(0 if alike else .1*c), r, v, n, c, 1/n**.5) for g,s,r,v,n in rows for c in range(n_channels)]
+    return pd.DataFrame([dict(group=g, channel=c, n=n, shift=s, shift_low=s-w, shift_high=s+2*w, std_ratio=r, ratio_low=r/(1+w), ratio_high=r*(1+w), verdict=v)
+                         for g,s,r,v,n,c,w in rows])
 
 @pytest.mark.parametrize('n', [1, 3, 6])
 def test_drift(n):
+    "Two panels a channel: the differences and their intervals, as they are in the table"
     df = drift(n)
     axs = plot_drift(df)
-    assert len(axs)==n
-    for c,ax in enumerate(axs):
-        want = df[df.channel==c]
-        np.testing.assert_allclose(numbers(ax)[::-1], want[['shift', 'std_ratio']], rtol=1e-9)
-        assert texts(ax)==list(want.verdict)
-        assert names(ax)==(['GE (n=400)', 'SIEMENS (n=300)', 'PHILIPS (n=9)'] if c%3==0 else [])
+    assert len(axs)==2*n
+    for i,ax in enumerate(axs):
+        want,kind = df[df.channel==i//2],('shift', 'ratio')[i%2]
+        at = [o.lines[0].get_xydata()[0,0] for o in ax.containers]
+        np.testing.assert_allclose(at, want['shift' if kind=='shift' else 'std_ratio'], rtol=1e-9)
+        ends = [o.lines[2][0].get_segments()[0][:,0] for o in ax.containers]
+        np.testing.assert_allclose(ends, want[[f'{kind}_low', f'{kind}_high']], rtol=1e-9)
+        assert sorted(texts(ax))==sorted(['alike', *(list(want.verdict) if i%2 else [])]), 'the band is named, and each verdict said'
+        assert names(ax)==([] if i%2 else ['GE (n=400)', 'SIEMENS (n=300)', 'PHILIPS (n=9)'])
         assert len({o.lines[0].get_marker() for o in ax.containers})==3, 'not told by colour alone'
-    assert len({ax.get_xlim() for ax in axs})==1, 'one scale, so that channels can be compared'
-    assert len(plot_drift(drift(3, alike=True)))==1
+    assert len(plot_drift(drift(3, alike=True)))==2
 
 def drawn():
     "Each picture as a function of loaders and axes, and how many axes it takes"
     return [(lambda dls, axs=None: dls.stats_choice.plot(axs=axs), 3), (plot_before_after, 2),
-            (lambda dls, axs=None: plot_batch(dls, n=2, axs=axs), 4), (lambda dls, axs=None: plot_drift(drift(), axs), 3)]
+            (lambda dls, axs=None: plot_batch(dls, n=2, axs=axs), 4), (lambda dls, axs=None: plot_unusual(dls, n=2, axs=axs), 2),
+            (lambda dls, axs=None: plot_drift(drift(), axs), 6)]
 
 def test_given_axes_make_no_figure():
     dls = loaders()
@@ -368,17 +658,20 @@ def test_a_first_figure_may_turn_on_showing():
     finally: plt.ion() if was else plt.ioff()
 
 def test_text_can_be_read():
-    "Nothing smaller than 8 points"
+    "Nothing smaller than 8 points, and no line below a figure is wider than it"
     dls = loaders()
-    for draw,_ in drawn():
+    for draw in [*(f for f,_ in drawn()), lambda _: plot_unusual(loaders(13, in_hu), n=1), lambda _: loaders(3, groups=str).stats_choice.plot()]:
         fig = np.ravel(draw(dls))[0].figure
+        fig.canvas.draw()
+        below = fig._supxlabel.get_window_extent() if fig.get_supxlabel() else fig.bbox
+        assert fig.bbox.x0<=below.x0 and below.x1<=fig.bbox.x1
         small = [t for t in fig.findobj(matplotlib.text.Text) if t.get_text() and t.get_fontsize()<8]
         assert not small, small
         assert fig.get_figwidth()<=10.5
 
 def states(): return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
-@pytest.mark.parametrize('i', range(3))
+@pytest.mark.parametrize('i', range(4))
 def test_no_trace_in_random_states_or_order(i):
     "The batches that follow, augmented at random, are those that come without the picture"
     def batches(draw):
@@ -410,7 +703,7 @@ def test_usual_candidates(channels, scheme, rows):
 
 def test_far_values_do_not_make_bars_coarse():
     "A few bright clouds far off leave gaps; only few levels make a comb, which is drawn in coarser bins"
-    from fastai_normstats.plot import _coarser
+    from fastai_normstats.batches import _coarser
     counts = np.zeros(256, int)
     counts[5:30],counts[230:250] = 1000,30
     assert _coarser(counts)==1
