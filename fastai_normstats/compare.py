@@ -69,7 +69,7 @@ def compare_stats(
     stats=('imagenet', 'custom'),  # Candidates, each what `stats=` or `scheme=` of `DatasetStats` takes: a list, or a dict by name; the first is the reference
     seeds:int|list=3,              # How many, or which: each trains every candidate once a fold
     folds:int=None,                # Of a stratified cross-validation; `None`: the block's own splitter, or 5 with `groups`
-    groups=None,                   # Function from an item to its patient (or a column, or one value an item): never in training and validation both
+    groups=None,                   # Function from an item to its patient, a column, or a list: never in training and validation both, and the unit of errors
     epochs:int=1,                  # Of each run
     folder=None,                   # Keep finished runs here, and do not make them again; `None`: nowhere
     *,

@@ -7,14 +7,14 @@ __all__ = ['Data', 'gather', 'candidates_of', 'Job', 'jobs_of', 'plan_of', 'Stor
 
 # %% ../nbs/10_runs.ipynb #90c94561
 import gc, hashlib, json, tempfile, time, traceback, warnings
-from collections.abc import Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 
 import fastai.callback.progress
 import numpy as np
-import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.data.block import DataBlock
@@ -25,12 +25,11 @@ from fastprogress.fastprogress import progress_bar
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from .block import KeptSplit, _without_stats
-from .cache import disk_key
-from .drift import _of_each, _same, used_stats
-from .measure import _first_line, _item_at
+from .drift import _same, used_stats
+from .fingerprint import Fingerprint, Look, describe, digest
+from .measure import _first_line, groups_of, item_at
 from .policy import StatsChoice, _write_json
 from .schemes import ZScore
-from .stable import digest, stable
 from .transform import DatasetStats, _asking, _named_candidates
 
 # %% ../nbs/10_runs.ipynb #675a68b7
@@ -46,18 +45,6 @@ def _classes_of(dsets):
     names = [str(o) for o in getattr(tl, 'vocab', range(y.max()+1))]
     if len(names)<2: raise ValueError(f"all {len(y):,} images are of one class, {names[0]!r}: there is nothing to tell apart")
     return y,names
-
-def _groups_of(items, groups):
-    "The group of each item: what function `groups` says of it, a column of a table, or as given"
-    n = len(items)
-    if isinstance(groups, pd.Series) and not (hasattr(items, 'iloc') and groups.index.equals(items.index)):
-        raise ValueError("`groups` is a Series with another index than the items: give its values in the order of the items, or a function")
-    if isinstance(groups, Mapping): groups = groups.get
-    res = _of_each(items, groups, 'groups') if callable(groups) or isinstance(groups, str) else list(groups)
-    if len(res)!=n: raise ValueError(f"`groups` must say one group an item, got {len(res):,} for {n:,} items")
-    none = next((i for i,g in enumerate(res) if pd.isna(g)), None)
-    if none is not None: raise ValueError(f"`groups` says no group ({res[none]!r}) of {_item_at(items, none)}")
-    return np.unique([str(g) for g in res], return_inverse=True)[1]
 
 # %% ../nbs/10_runs.ipynb #29224b1f
 @dataclass
@@ -92,7 +79,7 @@ def gather(
     everything = copy(block)
     everything.splitter = lambda o: (list(range(len(o))), [])
     y,classes = _classes_of(everything.datasets(items))
-    return Data(block, items, y, classes, None if groups is None else _groups_of(items, groups), loaders)
+    return Data(block, items, y, classes, None if groups is None else np.unique(groups_of(items, groups), return_inverse=True)[1], loaders)
 
 # %% ../nbs/10_runs.ipynb #286eae33
 def _splits(data, seed, folds):
@@ -112,7 +99,7 @@ def _check_split(data, train, valid, where, folds=None):
         if lack := [c for i,c in enumerate(data.classes) if i not in data.y[idxs]]:
             how = "use fewer of them, or leave the class out" if folds else "use `folds`, which keep the shares of the classes, or leave the class out"
             raise ValueError(f"{where} has no {part} image of class {lack[0]!r}, which has {(data.y==data.classes.index(lack[0])).sum():,} in all: {how}")
-    def names(idxs): return {str(_item_at(data.items, i)) if not hasattr(data.items, 'iloc') else i for i in idxs}
+    def names(idxs): return {str(item_at(data.items, i)) if not hasattr(data.items, 'iloc') else i for i in idxs}
     if both := names(train) & names(valid):
         raise ValueError(f"{where} has {min(both)} in training and in validation: validation would know what it asks (an item listed twice?)")
 
@@ -214,7 +201,9 @@ def _train(data, job, starts, learner, fit, epochs, own):
     dls = data.dls(job.train, job.valid)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', UserWarning)
-        dls.fit_stats(stats=job.recipe.question['stats'], scheme=job.recipe.question['scheme'], verbose=False, **own)
+        groups = None if data.groups is None else data.groups[job.train].tolist()
+        asked = {k: job.recipe.question[k] for k in ('stats', 'scheme')}
+        dls.fit_stats(**asked, groups=groups, verbose=False, **own)
     choice,began,losses = dls.stats_choice,time.time(),_Losses()
     set_seed(job.number, reproducible=True)
     learn = learner(dls)
@@ -270,6 +259,37 @@ def jobs_of(
 # %% ../nbs/10_runs.ipynb #f6ddde56
 _format,_unknown = 'fastai_normstats.Comparison','unknown'
 
+def _names(code):
+    "All names in a code object, those of functions inside it too"
+    return {*code.co_names}.union(*(_names(o) for o in code.co_consts if isinstance(o, CodeType)))
+
+def _held(cell):
+    try: return cell.cell_contents
+    except ValueError: return None  # not there yet
+
+def _function(f):
+    "What `f` does in words: its code, and the values that it names, one level deep"
+    own = getattr(f.func if isinstance(f, partial) else f, '__func__', f)
+    if not isinstance(own, FunctionType): return describe(f)
+    named = {k: _held(c) for k,c in zip(own.__code__.co_freevars, own.__closure__ or ())}
+    named |= {k: own.__globals__[k] for k in _names(own.__code__) if k in own.__globals__}
+    return '; '.join([describe(f), *(f'{k}: {describe(v)}' for k,v in sorted(named.items()))])
+
+def _images(fp):
+    "What the images look like, as JSON"
+    if not fp.look.reproducible: return _unknown
+    first,second = ([o.tolist() for o in seen] for seen in (fp.look.first, fp.look.second))
+    return dict(keys=fp.look.keys, first=first, second=second)
+
+def _same_part(a, b):
+    "Are two parts of a plan the same, as far as can be told?"
+    if _unknown in (a, b): return True
+    if not (isinstance(a, dict) and isinstance(b, dict) and a.keys()==b.keys()): return a==b
+    def seen(d, k): return [np.array(o, dtype=np.float32) for o in d[k]]
+    looks = [Look(d['keys'], seen(d, 'first'), seen(d, 'second'), True) for d in (a, b)]
+    return looks[0].agrees(looks[1])
+
+# %% ../nbs/10_runs.ipynb #f6ddde57
 def plan_of(
     data:Data,     # From `gather`
     learner,       # These as in `compare_stats`
@@ -280,18 +300,20 @@ def plan_of(
     train_size
 )->dict:
     "What runs depend on besides candidate, seed and split, part by part"
-    dls = data.dls(list(range(len(data.y))), [])
-    parts = dict(data=lambda: disk_key(dls.train, {}), learner=lambda: stable(learner), fit=lambda: stable(fit), loaders=lambda: stable(data.loaders),
-                 statistics=lambda: stable({k: v for k,v in own.items() if k not in ('cache', 'measure')}))
-    res = dict(labels=digest(repr((data.y.tolist(), data.classes)).encode()), epochs=epochs, folds=folds, train_size=train_size,
-               groups=None if data.groups is None else digest(repr(data.groups.tolist()).encode()))
-    for k,f in parts.items():
-        try: res[k] = digest(json.dumps(f(), sort_keys=True).encode())
-        except Exception as e:
-            res[k] = _unknown
-            warnings.warn(f"whether {k} changes between calls with this `folder` cannot be told ({_first_line(e)}): use another one where it does")
-    return res
+    own = {k: v for k,v in own.items() if k not in ('cache', 'measure')}
+    fp = Fingerprint(data.dls(list(range(len(data.y))), []).train, mask=own.get('mask'))
+    data_parts = dict(items=fp.items_digest or _unknown, transforms=fp.pipeline, images=_images(fp))
+    if _unknown in data_parts.values():
+        why = "the dataset does not show its items" if fp.keys is None else "the same seed gives two different pictures"
+        warnings.warn(f"whether data changes between calls with this `folder` cannot be told ({why}): "
+                      "use another one where it does")
+    groups = None if data.groups is None else data.groups.tolist()
+    words = dict(labels=repr((data.y.tolist(), data.classes)), groups=repr(groups), learner=_function(learner),
+                 fit=_function(fit), loaders=describe(data.loaders), statistics=describe(own) + _function(own.get('mask')))
+    words = {k: digest(v.encode()) for k,v in words.items()}
+    return dict(epochs=epochs, folds=folds, train_size=train_size, **data_parts, **words)
 
+# %% ../nbs/10_runs.ipynb #f6ddde58
 class Store:
     "Records of runs in a folder, or nowhere"
     def __init__(self,
@@ -311,7 +333,7 @@ class Store:
         except ValueError as e: raise ValueError(f"cannot read {file} ({e}): give another `folder`") from e
         if not isinstance(d, dict) or d.get('format')!=_format or not isinstance(d.get('plan'), dict):
             raise ValueError(f"{file} is not of a comparison: give another `folder`")
-        if other := [k for k,v in plan.items() if d['plan'].get(k)!=v and _unknown not in (v, d['plan'].get(k))]:
+        if other := [k for k,v in plan.items() if not _same_part(v, d['plan'].get(k))]:
             raise ValueError(f"{self.folder} holds runs of another comparison (different: {', '.join(other)}): give another `folder`")
 
     def _file(self, job): return self.folder/f'run-{job.key}.json'

@@ -1,5 +1,6 @@
 "Compared runs differ in the statistics alone, are worth what scikit-learn says, and are neither lost nor mixed up"
-import json,math,random,warnings
+import json,math,os,random,subprocess,sys,threading,warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -301,10 +302,12 @@ def test_seeds_and_candidates_are_added(folder, tmp_path, same_learner):
         assert len(c.runs)==len(stats)*(seeds if isinstance(seeds, int) else 1) and c.reference==stats[0]
     assert counts==[2, 2, 2, 0]
 
-@pytest.mark.parametrize('change', ['epochs', 'learner', 'fit', 'loaders', 'data', 'labels', 'statistics', 'folds', 'groups', 'train_size'])
+@pytest.mark.parametrize('change', ['epochs', 'learner', 'fit', 'loaders', 'transforms', 'labels', 'statistics', 'folds', 'groups',
+                                    'train_size'])
 def test_runs_of_another_comparison_are_not_mixed_in(folder, tmp_path, change):
     def other(dls): return Learner(dls, net(2), CrossEntropyLossFlat(), lr=.1)
-    changed = dict(epochs=dict(epochs=2), learner=dict(learner=other), fit=dict(fit=Learner.fit_flat_cos), loaders=dict(bs=6), data=dict(block=dict(item_tfms=Resize(14))),
+    changed = dict(epochs=dict(epochs=2), learner=dict(learner=other), fit=dict(fit=Learner.fit_flat_cos), loaders=dict(bs=6),
+                   transforms=dict(block=dict(item_tfms=Resize(14))),
                    labels={}, statistics=dict(tol=0), folds=dict(folds=3), groups=dict(groups=patient), train_size=dict(train_size=20))[change]
     source = folder
     compared(source, seeds=1, folds=2, folder=tmp_path/'runs')
@@ -440,10 +443,98 @@ def test_an_image_on_both_sides_is_refused(folder, how):
 def test_a_network_that_was_not_trained_is_said(folder):
     assert 'no weight changed' in compared(folder, seeds=1, bs=64).verdict and 'no weight changed' not in compared(folder, seeds=1).verdict
 
-def test_what_cannot_be_described_is_warned_of(folder, tmp_path):
-    "Also where nothing is printed: whether such a learner has changed must be known by its author"
-    with open(__file__) as f, pytest.warns(UserWarning, match='whether learner changes'):
-        compared(folder, learner=lambda dls: learner(dls) if f else None, seeds=1, folder=tmp_path/'runs')
+_n_out,_brighter = 2,0.
+
+def with_global(n):
+    def learner(dls): return Learner(dls, net(_n_out), CrossEntropyLossFlat())
+    return learner
+def with_closure(n):
+    def learner(dls): return Learner(dls, net(), CrossEntropyLossFlat(), lr=n/100)
+    return learner
+def with_lambda(n):
+    def learner(dls): return [Learner(dls, net(), CrossEntropyLossFlat(), lr=lr()) for lr in [lambda: n/100]][0]
+    return learner
+def with_default(n):
+    def learner(dls, lr=n/100): return Learner(dls, net(), CrossEntropyLossFlat(), lr=lr)
+    return learner
+def _with(dls, n): return Learner(dls, net(), CrossEntropyLossFlat(), lr=n/100)
+def with_partial(n): return partial(_with, n=n)
+class WithAttribute:
+    def __init__(self, n): self.n = n
+    def __call__(self, dls): return _with(dls, self.n)
+
+@pytest.mark.parametrize('make', [with_global, with_closure, with_lambda, with_default, with_partial, WithAttribute])
+def test_a_learner_is_told_by_the_values_that_it_names(folder, tmp_path, monkeypatch, make):
+    "The same code with another number is another learner, as after a cell was edited; with the same one it goes on"
+    def ask(n): return compared(folder, learner=make(n), seeds=1, folder=tmp_path/'runs')
+    ask(2)
+    before = {f: f.read_bytes() for f in (tmp_path/'runs').iterdir()}
+    ask(2)
+    assert {f: f.read_bytes() for f in (tmp_path/'runs').iterdir()}==before
+    monkeypatch.setitem(globals(), '_n_out', 3)
+    with pytest.raises(ValueError, match=r'another comparison \(different: learner\)'): ask(3)
+
+def test_a_learner_that_holds_what_has_no_plain_value(folder, tmp_path):
+    "An open file, a lock: they are told by their class, and nothing fails or warns for that"
+    def made():
+        lock,file = threading.Lock(),open(__file__)
+        def learner(dls):
+            with lock: return Learner(dls, net(), CrossEntropyLossFlat()) if not file.closed else None
+        return learner,file
+    (first, f),(second, g) = made(),made()
+    with f, g, warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*cannot be told')
+        a,b = (compared(folder, learner=o, seeds=1, folder=tmp_path/'runs') for o in (first, second))
+    assert a.runs.equals(b.runs)
+
+_plan = '''
+import json,sys
+sys.path.insert(0, {here!r})
+from test_compare import *
+from fastai_normstats.runs import gather,plan_of
+data = gather(block(batch_tfms=aug_transforms()), {folder!r}, patient, dict(bs=8, num_workers=0))
+own = dict(mask=lambda x: x[:, :1]>0, tol=.02)
+print('PLAN', json.dumps(plan_of(data, with_closure(2), Learner.fit_one_cycle, 1, own, 3, None)))
+'''
+
+def test_a_plan_is_the_same_in_every_process(folder):
+    "Whatever order sets have there: runs are found again tomorrow"
+    script,plans = _plan.format(here=str(Path(__file__).parent), folder=str(folder)),[]
+    for seed in '12':
+        res = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
+                             env={**os.environ, 'PYTHONHASHSEED': seed, 'OMP_NUM_THREADS': seed})
+        assert res.returncode==0, res.stderr[-2000:]
+        plans.append(json.loads(res.stdout.split('PLAN ')[1]))
+    a,b = (p.pop('images') for p in plans)
+    assert plans[0]==plans[1] and len(a['keys'])==16 and a['keys']==b['keys']
+    for k in ('first', 'second'): np.testing.assert_allclose(a[k], b[k], atol=1e-5)
+
+def brightened(x:TensorImage): return x+_brighter
+
+@pytest.mark.parametrize('change', ['items', 'images'])
+def test_runs_on_other_images_are_not_mixed_in(tmp_path, monkeypatch, change):
+    "A file more; or the same files and the same code, and what it names has changed"
+    path = image_folder(tmp_path/'images', n=24, size=12)
+    tfms = dict(batch_tfms=[Transform(brightened, order=20)])
+    def ask(): return compared(path, seeds=1, folds=2, folder=tmp_path/'runs', block=tfms)
+    first = ask()
+    assert ask().runs.equals(first.runs)
+    if change=='items': Image.open(path/'a'/'000.png').rotate(90).save(path/'a'/'100.png')
+    else: monkeypatch.setitem(globals(), '_brighter', .05)
+    with pytest.raises(ValueError, match=rf'another comparison \(different: [a-z_, ]*\b{change}\b'): ask()
+
+def test_images_that_cannot_be_told_are_warned_of(folder, tmp_path):
+    "Also where nothing is printed: whether they have changed must be known by the author"
+    with pytest.warns(UserWarning, match='whether data changes .*two different pictures'):
+        compared(folder, seeds=1, folder=tmp_path/'runs', block=dict(batch_tfms=OwnNoise()))
+
+def test_groups_are_the_unit_of_what_is_measured(folder):
+    seen = []
+    def records(dls): seen.append(dls); return learner(dls)
+    compared(folder, stats=('custom', 'imagenet'), learner=records, seeds=1, folds=3, groups=patient, train_size=20)
+    for dls in seen[::2]:
+        m = dls.stats_choice.measured
+        assert m.grouped and m.n_images==20 and m.n_groups==len(set(map(patient, dls.train_ds.items)))
 
 def test_a_metric_that_fails_loses_nothing(folder):
     bad = dict(zero=lambda y, p: 1/0, many=lambda y, p: p)
