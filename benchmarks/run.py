@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--images FOLDER] [--out benchmarks] [--repeats 15]
 
-Candidates of a row take turns; a figure is the median over the turns, a ratio the median of the turns' ratios, since machines are shared and noisy. Without
+Candidates of a row take turns; a figure is the median over the turns, a ratio the quotient of what two rows show, since machines are shared and noisy. Without
 `--images` the whole fit runs on 1,500 generated PNG files. Writes results.csv and results.md."""
 
 import argparse,platform,re,resource,subprocess,sys,tempfile,time
@@ -27,7 +27,7 @@ def in_turns(cands, repeats, warm=2):
 
 def rows(what, times, ours, yardstick, target):
     "Table rows: median seconds of each candidate and its ratio to the yardstick, the target beside ours"
-    ratio = times.div(times[yardstick], axis=0).median()
+    ratio = times.median()/times[yardstick].median()
     return [dict(what=what, candidate=k, ms=1e3*times[k].median(), ratio=ratio[k], target=target if k==ours else np.nan) for k in times]
 
 # --- rows of the table
@@ -35,13 +35,13 @@ def rows(what, times, ours, yardstick, target):
 def update(device, repeats, contrast=1.):
     from fastai_normstats.running import RunningStats
     from sklearn.preprocessing import StandardScaler
-    x,rs,sk = torch.rand(batch_shape, device=device)*contrast+(1-contrast),RunningStats(),StandardScaler()
+    x,sk = torch.rand(batch_shape, device=device)*contrast+(1-contrast),StandardScaler()
     two,turns = 'x.sum, (x**2).sum',{}
     turns[two] = lambda: (x.sum((0,2,3)), (x**2).sum((0,2,3)))
-    turns['RunningStats.update'] = lambda: rs.update(x)
+    turns['RunningStats.update'] = lambda: RunningStats().update(x)
     turns['torch.var_mean'] = lambda: torch.var_mean(x, (0,2,3))
     what = f"a batch{'' if contrast==1 else ' of low contrast'}, {device}"
-    res = rows(what, in_turns(turns, repeats), 'RunningStats.update', two, .3)
+    res = rows(what, in_turns(turns, repeats), 'RunningStats.update', two, .5)
     if device!='cpu' or contrast<1: return res
     slow = {two: turns[two], 'sklearn partial_fit': lambda: sk.partial_fit(x.transpose(0, 1).flatten(1).T.numpy())}
     return res+rows(what, in_turns(slow, 3, warm=0), None, two, None)[1:]
@@ -114,22 +114,51 @@ def peak_memory():
             for n,v in mb.items()]
 
 def cached_fit(repeats, n=100_000):
-    "The second fit of `n` files, of which nothing is read but size and time: they are empty but for one, and what was measured is put into the cache by hand"
+    "The second fit of `n` files, of which only 16 are opened, for the look: tiny copies of one image, and what was measured is put into the cache by hand"
     from fastai.vision.all import Datasets, PILImage, Resize, ToTensor
     from fastai_normstats.all import DatasetStats, RunningStats
-    from fastai_normstats.cache import disk_key, provenance, write_entry
+    from fastai_normstats.cache import provenance, write_entry
+    from fastai_normstats.fingerprint import Fingerprint
     with tempfile.TemporaryDirectory() as tmp:
-        files = [Path(tmp)/f'{i:06}.png' for i in range(n)]
-        for f in files: f.touch()
-        PILImage.create(np.zeros((8, 8, 3), np.uint8)).save(files[0])  # fastai opens one
-        cache = Path(tmp)/'cache'
+        files,cache = [Path(tmp)/f'{i:06}.png' for i in range(n)],Path(tmp)/'cache'
+        PILImage.create(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(files[0])
+        for f in files[1:]: f.write_bytes(files[0].read_bytes())
         dl = Datasets(files, [[PILImage.create]], splits=[range(n), []]).dataloaders(after_item=[Resize(224), ToTensor()], num_workers=0).train
         tfm = DatasetStats(stats='custom', cache=cache, verbose=False)
-        key,m = disk_key(dl, tfm.pass_args),RunningStats().update(torch.rand(4, 3, 8, 8))
-        write_entry(cache, key, m, provenance(dl, m, tfm.pass_args, key))
-        turns = {'disk_key': lambda: disk_key(dl, tfm.pass_args), 'the fit': lambda: DatasetStats(stats='custom', cache=cache, verbose=False).setups(dl)}
-        s = in_turns(turns, max(3, repeats//3), warm=1).median()
+        def fingerprint(): return Fingerprint(dl, **tfm.pass_args)
+        fp,m = fingerprint(),RunningStats().update(torch.rand(4, 3, 8, 8))
+        m.index = np.arange(4)  # of these items
+        write_entry(cache, fp, m, provenance(dl, m, tfm.pass_args, fp))
+        def fit():
+            again = DatasetStats(stats='custom', cache=cache, verbose=False)
+            again.setups(dl)
+            assert again.ledger.n_images==4, 'it was measured anew'
+        s = in_turns({'fingerprint': fingerprint, 'the fit, look included': fit}, max(3, repeats//3), warm=1).median()
     return [dict(what=f'second fit of {n:,} files, cached', candidate=k, seconds=v, target=3.) for k,v in s.items()]
+
+def folds(path, n=5):
+    "Five folds of a deterministic pipeline, each fitted by a recipe in `batch_tfms`, against one pass over a training split; and the look"
+    from fastai.vision.all import DataBlock, ImageBlock, IndexSplitter, Resize, get_image_files
+    from fastai_normstats.all import DatasetStats
+    from fastai_normstats.fingerprint import look
+    from fastai_normstats.measure import measure_stats
+    files = get_image_files(path).sorted()
+    def loaders(fold, tfms):
+        valid = IndexSplitter(range(fold, len(files), n))
+        return DataBlock(ImageBlock, n_inp=1, splitter=valid, item_tfms=Resize(224, method='squish'), batch_tfms=tfms).dataloaders(files, bs=64, num_workers=0)
+    def clock(f):
+        began = time.perf_counter()
+        f()
+        return time.perf_counter()-began
+    one = loaders(0, None)
+    with tempfile.TemporaryDirectory() as tmp:
+        tfm = DatasetStats(stats='custom', tol=0, cache=tmp, verbose=False)
+        a = clock(lambda: measure_stats(one.train, tol=0, verbose=False))
+        b = clock(lambda: [loaders(i, [tfm]) for i in range(n)])
+    looks = [clock(lambda: look(one.train)) for _ in range(5)]
+    what = f'{n} folds of {len(files):,} images'
+    return [dict(what=what, candidate='one pass', seconds=a, ratio=1.), dict(what=what, candidate='all folds', seconds=b, ratio=b/a, target=1.3),
+            dict(what='a look at 16 images', candidate='two seeds', seconds=float(np.median(looks)), target=.3)]
 
 # --- the table
 
@@ -150,9 +179,10 @@ def main(images, out, repeats):
     devices = ['cpu']+['cuda']*torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as tmp:
         path = images or make_images(Path(tmp))
+        many = folds(path)
         table = [*(r for d in devices for c in (1., .7) for r in update(d, repeats, c)), *(r for d in devices for r in encodes(d, repeats)),
                  *(r for w in (0, 2) for r in whole_fit(path, w, max(3, repeats//3)))]
-    df = pd.DataFrame([*table, *images_read(), *peak_memory(), *cached_fit(repeats)])
+    df = pd.DataFrame([*table, *many, *images_read(), *peak_memory(), *cached_fit(repeats)])
     out.mkdir(exist_ok=True)
     df.to_csv(out/'results.csv', index=False, float_format='%.5g')
     (out/'results.md').write_text(f"{markdown(df)}\n\nMedians over {repeats} turns; ratios to the first candidate of each row. {machine()}.\n")
