@@ -1,12 +1,16 @@
 "Small image folders and made images that several test files share"
 
-import re
+import json,re
 from pathlib import Path
 
 import numpy as np
 import torch
+from fastai.data.block import CategoryBlock,DataBlock
 from fastai.data.core import TfmdDL
+from fastai.data.transforms import IndexSplitter,parent_label
 from fastai.torch_core import TensorImage
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageBlock
 from fastcore.basics import chunked
 from PIL import Image
 
@@ -23,6 +27,22 @@ def image_folder(root, n=24, size=16, classes=('a','b'), mode='RGB', seed=0):
     for c in classes: (root/c).mkdir(parents=True, exist_ok=True)
     for i in range(n): random_image(rng, size, mode).save(root/classes[i%len(classes)]/f'{i:03}.png')
     return root
+
+def png_files(path): return sorted(Path(path).rglob('*.png'))
+
+def image_block(held_out, **kwargs):
+    "A block over the image files of a folder, the indices `held_out` for validation"
+    usual = dict(blocks=(ImageBlock, CategoryBlock), get_items=png_files, get_y=parent_label, splitter=IndexSplitter(held_out), item_tfms=Resize(12))
+    return DataBlock(**{**usual, **kwargs})
+
+def fitted_choice(held_out, folder, pass_args={}, **kwargs):
+    "A choice by a block that nobody used before"
+    fit = dict(stats='custom', verbose=False, bs=4, num_workers=0)
+    return image_block(held_out, **kwargs).fit_stats(folder, **{**fit, **pass_args}).stats_choice
+
+def bits(choice): return json.dumps(choice.measured.to_dict()),choice.stats.mean,choice.stats.std
+
+def cache_entries(cache_home): return sorted((cache_home/'fastai_normstats').glob('*'))
 
 class Ready(TfmdDL):
     "A loader over images that are made a batch at a time: no file, no work an item"

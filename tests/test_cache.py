@@ -1,13 +1,14 @@
 "An entry is found again, gives the very same numbers, and nothing that happens to it fails a fit"
 
 import io,json,os,random,signal,tempfile,time,warnings,zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from fastai.vision.all import (Brightness,CategoryBlock,ColReader,DataBlock,Datasets,ImageBlock,IndexSplitter,IntToFloatTensor,
-                               PILImage,Resize,TensorImage,ToTensor,Transform,aug_transforms,parent_label)
+                               PILImage,Resize,TensorImage,ToTensor,Transform,aug_transforms)
 from PIL import Image
 
 import fastai_normstats
@@ -15,7 +16,7 @@ from fastai_normstats import cache as C
 from fastai_normstats.all import DatasetStats,StatsChoice
 from fastai_normstats.fingerprint import Fingerprint
 from fastai_normstats.measure import measure_stats
-from helpers import image_folder,no_address,random_image
+from helpers import bits,cache_entries as entries,fitted_choice,image_block,image_folder,no_address,png_files as files,random_image
 from test_fingerprint import phase,set_world,told
 
 small,quiet,held_out = dict(bs=4, num_workers=0),dict(verbose=False),range(0, 24, 4)
@@ -24,19 +25,7 @@ own = dict(stats='custom', **quiet)
 @pytest.fixture
 def folder(tmp_path): return image_folder(tmp_path/'images', n=24)
 
-def files(path): return sorted(Path(path).rglob('*.png'))
-
-def block(**kwargs):
-    usual = dict(blocks=(ImageBlock, CategoryBlock), get_items=files, get_y=parent_label, splitter=IndexSplitter(held_out), item_tfms=Resize(12))
-    return DataBlock(**{**usual, **kwargs})
-
-def fit(folder, pass_args={}, **kwargs):
-    "A choice by a block that nobody used before"
-    return block(**kwargs).fit_stats(folder, **{**own, **pass_args}, **small).stats_choice
-
-def entries(cache_home): return sorted((cache_home/'fastai_normstats').glob('*'))
-
-def bits(choice): return json.dumps(choice.measured.to_dict()),choice.stats.mean,choice.stats.std
+block,fit = partial(image_block, held_out),partial(fitted_choice, held_out)
 
 # --- found again
 

@@ -6,6 +6,7 @@ from collections import OrderedDict,defaultdict,namedtuple
 from copy import deepcopy
 from decimal import Decimal
 from enum import Enum,IntFlag
+from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -13,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import (Brightness,CategoryBlock,ColReader,DataBlock,Datasets,ImageBlock,IndexSplitter,IntToFloatTensor,
-                               PILImage,PILImageBW,Pipeline,Resize,TensorImage,TfmdDL,ToTensor,Transform,aug_transforms,fa_collate,parent_label)
+from fastai.vision.all import (Brightness,CategoryBlock,ColReader,Datasets,ImageBlock,IndexSplitter,IntToFloatTensor,
+                               PILImage,PILImageBW,Pipeline,Resize,TensorImage,TfmdDL,ToTensor,Transform,aug_transforms,fa_collate)
 from PIL import Image,ImageDraw,ImageFilter,ImageFont,ImageOps
 from torch import nn
 
 from fastai_normstats.all import DatasetStats
 from fastai_normstats.fingerprint import Fingerprint,Look,describe,digest,item_keys,look,recipe,value_keys
-from helpers import image_folder,no_address,random_image
+from helpers import bits,cache_entries as entries,fitted_choice,image_block,image_folder,no_address,png_files as files,random_image
 
 small = dict(bs=4, num_workers=0)
 own = dict(stats='custom', verbose=False)
@@ -29,19 +30,7 @@ held_out = range(0, 12, 4)
 @pytest.fixture
 def folder(tmp_path): return image_folder(tmp_path/'images', n=12)
 
-def files(path): return sorted(Path(path).rglob('*.png'))
-
-def block(**kwargs):
-    usual = dict(blocks=(ImageBlock, CategoryBlock), get_items=files, get_y=parent_label, splitter=IndexSplitter(held_out), item_tfms=Resize(12))
-    return DataBlock(**{**usual, **kwargs})
-
-def fit(folder, pass_args={}, **kwargs):
-    "A choice by a block that nobody used before"
-    return block(**kwargs).fit_stats(folder, **{**own, **pass_args}, **small).stats_choice
-
-def bits(choice): return json.dumps(choice.measured.to_dict()),choice.stats.mean,choice.stats.std
-
-def entries(cache_home): return sorted((cache_home/'fastai_normstats').glob('*'))
+block,fit = partial(image_block, held_out),partial(fitted_choice, held_out)
 
 class Apply(Transform):
     "Function `f` of a batch, after all else"
