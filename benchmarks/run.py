@@ -117,7 +117,7 @@ def cached_fit(repeats, n=100_000):
     "The second fit of `n` files, of which only 16 are opened, for the look: tiny copies of one image, and what was measured is put into the cache by hand"
     from fastai.vision.all import Datasets, PILImage, Resize, ToTensor
     from fastai_normstats.all import DatasetStats, RunningStats
-    from fastai_normstats.cache import provenance, write_entry
+    from fastai_normstats.cache import provenance,write_entry
     from fastai_normstats.fingerprint import Fingerprint
     with tempfile.TemporaryDirectory() as tmp:
         files,cache = [Path(tmp)/f'{i:06}.png' for i in range(n)],Path(tmp)/'cache'

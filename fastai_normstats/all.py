@@ -1,13 +1,24 @@
-"Everything that `from fastai_normstats.all import *` brings"
-from .running import *
-from .models import *
-from .schemes import *
-from .policy import *
-from .measure import *
-from .transform import *
-from .block import *
-from .drift import *
-from .plot import *
-from .batches import *
-from .compare import *
-from .images import *
+"What `from fastai_normstats.all import *` brings: the names of the documentation, and the methods that fit, check and plot"
+from .values import NormStats
+from .moments import NonFiniteError
+from .running import Measured, RunningStats
+from .loaders import ReadError
+from .measure import measure_stats
+from .schemes import ClipZScore, ImageZScore, LocalResponse, MinMax, Scheme, ZScore, schemes
+from .models import IMAGENET, NormalisesInside, known_models, model_stats
+from .choice import StatsChoice
+from .policy import NotMeasured, Policy, choose_stats
+from .cache import clear_cache
+from .transform import DatasetStats
+from . import block
+from .drift import used_stats
+from .view import plot_batch, plot_before_after, plot_drift, plot_unusual
+from .compare import Comparison, compare_stats
+from .images import FloatImageBlock, PILDicomFloat, PILFloat, Windows, dicom_frames, dicom_pixels, dicom_rgb
+
+__all__ = ['ClipZScore', 'Comparison', 'DatasetStats', 'FloatImageBlock', 'IMAGENET', 'ImageZScore', 'LocalResponse',
+           'Measured', 'MinMax', 'NonFiniteError', 'NormStats', 'NormalisesInside', 'NotMeasured',
+           'PILDicomFloat', 'PILFloat', 'Policy', 'ReadError', 'RunningStats', 'Scheme', 'StatsChoice',
+           'Windows', 'ZScore', 'choose_stats', 'clear_cache', 'compare_stats', 'dicom_frames',
+           'dicom_pixels', 'dicom_rgb', 'known_models', 'measure_stats', 'model_stats', 'plot_batch',
+           'plot_before_after', 'plot_drift', 'plot_unusual', 'schemes', 'used_stats']

@@ -18,9 +18,12 @@ from PIL import Image
 
 import fastai_normstats.block
 from fastai_normstats import cli
-from fastai_normstats.measure import ReadError,measure_stats
-from fastai_normstats.policy import StatsChoice,choose_stats
-from fastai_normstats.running import NormStats,RunningStats
+from fastai_normstats.loaders import ReadError
+from fastai_normstats.measure import measure_stats
+from fastai_normstats.choice import StatsChoice
+from fastai_normstats.policy import choose_stats
+from fastai_normstats.values import NormStats
+from fastai_normstats.running import RunningStats
 from fastai_normstats.transform import DatasetStats
 
 quiet = dict(verbose=False)

@@ -13,7 +13,8 @@ from PIL import Image
 
 import fastai_normstats.block
 from fastai_normstats import cli
-from fastai_normstats.policy import StatsChoice,choose_stats
+from fastai_normstats.choice import StatsChoice
+from fastai_normstats.policy import choose_stats
 from fastai_normstats.running import RunningStats
 
 ESC,CSI = '\x1b[2J','\x9b31m'  # clears the screen; the same kind of thing in one character less

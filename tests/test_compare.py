@@ -17,7 +17,7 @@ from torch import nn
 
 from fastai_normstats.all import Comparison,NormStats,compare_stats
 from fastai_normstats.cli import main
-from fastai_normstats.scores import corrected_interval
+from fastai_normstats.compare.scores import corrected_interval
 from helpers import image_folder
 
 quick = dict(bs=8, num_workers=0, verbose=False)
@@ -279,7 +279,7 @@ def interrupted(images, tmp_path, at, **kwargs):
 @pytest.fixture
 def same_learner(monkeypatch):
     "Counting learners do the same whatever they have counted, which their description cannot know"
-    monkeypatch.setattr('fastai_normstats.compare.plan_of', lambda *args: {'learner': 'the same'})
+    monkeypatch.setattr('fastai_normstats.compare.core.plan_of', lambda *args: {'learner': 'the same'})
 
 def test_goes_on_after_an_interruption(folder, tmp_path, same_learner):
     kwargs = dict(seeds=2, folds=2)
@@ -360,7 +360,7 @@ def test_a_run_that_diverges_is_said(folder):
 def test_full_disk_costs_no_run(folder, tmp_path, monkeypatch):
     def full(path, d): raise OSError(28, 'No space left on device')
     compared(folder, seeds=1, folder=tmp_path)
-    monkeypatch.setattr('fastai_normstats.runs._write_json', full)
+    monkeypatch.setattr('fastai_normstats.compare.runs.write_json', full)
     with pytest.warns(UserWarning, match='cannot keep a finished run'): d = compared(folder, seeds=2, folder=tmp_path)
     assert d.runs.error.isna().all() and len(d.runs)==4
 
@@ -491,7 +491,7 @@ _plan = '''
 import json,sys
 sys.path.insert(0, {here!r})
 from test_compare import *
-from fastai_normstats.runs import gather,plan_of
+from fastai_normstats.compare.runs import gather,plan_of
 data = gather(block(batch_tfms=aug_transforms()), {folder!r}, patient, dict(bs=8, num_workers=0))
 own = dict(mask=lambda x: x[:, :1]>0, tol=.02)
 print('PLAN', json.dumps(plan_of(data, with_closure(2), Learner.fit_one_cycle, 1, own, 3, None)))

@@ -18,7 +18,8 @@ from torchvision.transforms import v2
 from fastai_normstats.all import DatasetStats
 from fastai_normstats.guards import check_images,check_ledger,families,influential,masks_among,off_range,reach
 from fastai_normstats.models import IMAGENET
-from fastai_normstats.running import NormStats,RunningStats
+from fastai_normstats.values import NormStats
+from fastai_normstats.running import RunningStats
 from helpers import image_folder
 
 small = dict(bs=4, num_workers=0)

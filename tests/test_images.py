@@ -20,7 +20,7 @@ from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence
 
 from fastai_normstats.all import FloatImageBlock,PILDicomFloat,PILFloat,StatsChoice,Windows,dicom_frames,dicom_pixels,dicom_rgb
-from fastai_normstats.images import _missing
+from fastai_normstats.images.files import _missing
 
 DATA = Path(os.environ.get('NORMSTATS_DATA', Path(__file__).parents[2]/'shared'/'data'))
 CT,MISC = DATA/'ct',DATA/'dicom_misc'

@@ -30,7 +30,8 @@ from torch import nn
 import fastai_normstats.block
 from fastai_normstats import cli
 from fastai_normstats.fingerprint import n_looked_at
-from fastai_normstats.measure import as_validation,is_augmented,measure_stats
+from fastai_normstats.loaders import as_validation
+from fastai_normstats.measure import is_augmented,measure_stats
 from fastai_normstats.transform import DatasetStats
 
 # --- independent references

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from fastai_normstats.cli import main
 from fastai_normstats.models import IMAGENET,known_models,model_stats
-from fastai_normstats.running import NormStats
+from fastai_normstats.values import NormStats
 from helpers import no_address
 
 def plain(stats): return [list(o) for o in stats]

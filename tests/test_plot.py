@@ -14,7 +14,7 @@ from fastai.data.transforms import IndexSplitter, Normalize
 from fastai.vision.all import ColReader, RandomErasing, TensorCategory, TensorImage, Transform, aug_transforms, imagenet_stats
 
 from fastai_normstats.all import DatasetStats, choose_stats, plot_batch, plot_before_after, plot_drift, plot_unusual
-from fastai_normstats.plot import _look
+from fastai_normstats.view.kit import house_look
 from fastai_normstats.running import RunningStats
 
 N,TRAIN = 20,16
@@ -351,7 +351,7 @@ def test_batch_numbers_are_those_of_what_is_shown():
 
 def test_batch_calls_the_transform(monkeypatch):
     "A candidate that is another scheme is shown as it acts, and no numbers are claimed for it"
-    monkeypatch.setattr('fastai_normstats.batches._candidate_tfm', lambda choice, c: OfEachImage([.5], [.5]))
+    monkeypatch.setattr('fastai_normstats.view.batches._candidate_tfm', lambda choice, c: OfEachImage([.5], [.5]))
     (ax,), = plot_batch(loaders(1), {'each': 'custom'}, n=1)
     np.testing.assert_allclose((shown(ax).mean(), shown(ax).std()), (0, 1), atol=1e-5)
     assert '0.500' not in ax.get_ylabel() and ax.get_ylabel().startswith('each\n')
@@ -469,7 +469,7 @@ def test_unusual_after_pickling(monkeypatch):
     for dl in dls.loaders: dl.after_batch.fs = dl.after_batch.fs.map(lambda f: pickle.loads(pickle.dumps(f)))
     again = plot_unusual(dls)
     assert titles(had)==titles(again) and [said(ax) for ax in had]==[said(ax) for ax in again]
-    monkeypatch.setattr('fastai_normstats.batches.measure_stats', None)
+    monkeypatch.setattr('fastai_normstats.view.batches.measure_stats', None)
     plot_unusual(loaders(1, odd))  # where there is a ledger, nothing is measured
     with pytest.raises(TypeError): plot_unusual(dls)
 
@@ -653,7 +653,7 @@ def test_a_first_figure_may_turn_on_showing():
     was = plt.isinteractive()
     try:
         plt.ioff()
-        with _look(None): plt.ion()
+        with house_look(None): plt.ion()
         assert plt.isinteractive()
     finally: plt.ion() if was else plt.ioff()
 
@@ -703,7 +703,7 @@ def test_usual_candidates(channels, scheme, rows):
 
 def test_far_values_do_not_make_bars_coarse():
     "A few bright clouds far off leave gaps; only few levels make a comb, which is drawn in coarser bins"
-    from fastai_normstats.batches import _coarser
+    from fastai_normstats.view.batches import _coarser
     counts = np.zeros(256, int)
     counts[5:30],counts[230:250] = 1000,30
     assert _coarser(counts)==1

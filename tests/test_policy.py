@@ -9,8 +9,10 @@ import torch
 from fastai.vision.all import Normalize,imagenet_stats,resnet34
 
 from fastai_normstats.models import IMAGENET
-from fastai_normstats.policy import NotMeasured,Policy,StatsChoice,choose_stats
-from fastai_normstats.running import Measured,NormStats,RunningStats
+from fastai_normstats.choice import StatsChoice
+from fastai_normstats.policy import NotMeasured,Policy,choose_stats
+from fastai_normstats.values import NormStats
+from fastai_normstats.running import Measured,RunningStats
 from fastai_normstats.schemes import ClipZScore,ImageZScore
 
 M,S  = (np.array(o) for o in IMAGENET)

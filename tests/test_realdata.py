@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastai_normstats.all import StatsChoice
 from fastai_normstats.cli import main
-from fastai_normstats.drift import _own_stats, _rows, _with_verdicts
+from fastai_normstats.drift import _own_stats,_rows,_with_verdicts
 from fastai_normstats.measure import measure_stats
 from fastai_normstats.policy import Policy
 from fastai_normstats.running import RunningStats

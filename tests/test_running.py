@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 
 from fastai_normstats import moments,running
 from fastai_normstats.moments import LEVELS
-from fastai_normstats.running import OFF,POOLED,Measured,NormStats,RunningStats
+from fastai_normstats.values import NormStats
+from fastai_normstats.running import OFF,POOLED,Measured,RunningStats
 
 stat_names = ('mean', 'std', 'image_std', 'mean_se', 'std_se', 'image_std_se')
 

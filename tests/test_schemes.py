@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 import fastai_normstats.transform as transform
-from fastai_normstats.all import (ClipZScore,DatasetStats,ImageZScore,LocalResponse,MinMax,RunningStats,StatsChoice,ZScore,choose_stats,compare_stats,scheme_of,
+from fastai_normstats.all import (ClipZScore,DatasetStats,ImageZScore,LocalResponse,MinMax,RunningStats,StatsChoice,ZScore,choose_stats,compare_stats,
                                   schemes)
+from fastai_normstats.schemes import scheme_of
 from helpers import Greys,Ready,image_folder
 
 small,quiet = dict(bs=8, num_workers=0),dict(verbose=False, cache=False)
