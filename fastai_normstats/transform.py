@@ -10,9 +10,11 @@ import math, os, warnings
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
+from operator import attrgetter
 
 import torch
+from fastai.data.core import FilteredBase
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
@@ -33,6 +35,61 @@ from .fingerprint import Fingerprint
 from .cache import cache_folder, known_rows, provenance, read_entry, write_entry
 from .guards import check_images, check_ledger, check_loader, reach
 
+# %% ../nbs/13_transform.ipynb #d97928a1
+def _keeps_shape(x, mean, chosen):
+    "Does batch (or single image) `x` keep its shape, its channels meeting those of `mean`?"
+    if x.ndim>mean.ndim: return not chosen  # numbers given by hand may leave axes out
+    shape = (1,)*(mean.ndim-x.ndim)+tuple(x.shape)
+    return all(m in (1, n) for m,n in zip(mean.shape, shape))
+
+def _shape_error(x, mean, axes):
+    "For a batch that broadcasting would blow up, or that does not fit at all"
+    if x.ndim!=mean.ndim:
+        return ValueError(f"got a batch {tuple(x.shape)} of {x.ndim} axes, while `axes` is {axes} and speaks of {mean.ndim}: "
+                          f"give all axes but that of the channels, `axes={(0, *range(2, x.ndim))}`")
+    got,want = (f"{o.shape[1]} channel{'s'*(o.shape[1]!=1)}" for o in (x, mean))
+    return ValueError(f"got a batch {tuple(x.shape)} of {got} and statistics of {want}: "
+                      f"load images (and image targets) of {want}, or use `stats='custom'`")
+
+def _like(x, res):
+    "`res` as an image of the kind of `x`, with what is attached to it"
+    res = res.as_subclass(type(x))
+    res.set_meta(x, as_copy=True)
+    return res
+
+def _standardised(x, mean, std):
+    "(x − mean) / std"
+    res = x-mean
+    return res.div_(std) if std.dtype==mean.dtype and std.shape==mean.shape else res/std
+
+# %% ../nbs/13_transform.ipynb #1cc6a1b1
+class _Applied(Normalize):
+    "A `Normalize` that applies the numbers of a scheme, and refuses images that they are not for"
+    choice,ledger,get_items = None,None,None  # why these numbers; rows of the training images; how the block finds files
+    pinned,trial = False,False                # fitted on purpose by `fit_stats`? on the way there?
+    _fits,_train_signs = (),(False, False)
+
+    def _check_has_numbers(self):
+        if self.mean is not None: return
+        raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
+
+    def encodes(self, x:TensorImage):
+        self._check_has_numbers()
+        if not _keeps_shape(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
+        v = x.as_subclass(torch.Tensor)
+        if isinstance(self.scheme, ZScore): return _like(x, _standardised(v, self.mean, self.std))
+        mask = self.pass_args['mask'] if self.scheme.masked else None
+        v = self.scheme.before(v, len(self.axes)-1)
+        mean,std = self.scheme.own(v, self.mean, self.std, mask)
+        res = (v-mean)/std
+        return _like(x, res if mask is None else res.where(mask(v), 0.))
+
+    def decodes(self, x:TensorImage):
+        self._check_has_numbers()
+        mean,std = ((o.cpu() if x.device.type=='cpu' else o) for o in (self.mean, self.std))
+        res = x.as_subclass(torch.Tensor)*std+mean
+        return _like(x, res if isinstance(self.scheme, ZScore) else self.scheme.undo(res, len(self.axes)-1))
+
 # %% ../nbs/13_transform.ipynb #16530a1e
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
@@ -43,13 +100,24 @@ def _check_numbers(mean, std):
     for k,v in dict(mean=m, std=s).items():
         if not v.isfinite().all(): raise ValueError(f"`{k}` must be finite, got {v.flatten().tolist()}")
     if (s<=0).any(): raise ValueError(f"`std` must be above 0 in every channel, got {s.flatten().tolist()}")
-    if 1!=m.numel()!=s.numel()!=1: raise ValueError(f"`mean` has {m.numel()} channels and `std` {s.numel()}: give one of each per channel")
+    if 1!=m.numel()!=s.numel()!=1:
+        raise ValueError(f"`mean` has {m.numel()} channels and `std` {s.numel()}: give one of each per channel")
 
-def _check_options(cache, policy):
+def _check_options(axes, cache, policy):
     "Refuse what is wrong before anything is measured"
-    if policy is not None and not isinstance(policy, Policy): raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
-    if not isinstance(cache, (bool, str, os.PathLike)) or cache=='': raise ValueError(f"`cache` must be True, False or a folder, got {cache!r}")
+    if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
+    if policy is not None and not isinstance(policy, Policy):
+        raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
+    if not isinstance(cache, (bool, str, os.PathLike)) or cache=='':
+        raise ValueError(f"`cache` must be True, False or a folder, got {cache!r}")
 
+def _per_channel(v, axes):
+    "Plain numbers, one per channel, as a tensor that broadcasts over a batch; tensors with more axes are left as they are"
+    if v is None: return None
+    v = torch.as_tensor(v)
+    return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
+
+# %% ../nbs/13_transform.ipynb #bac8b5be
 def _check_fitted(scheme, mean, std):
     "Numbers given by hand need limits given by hand, and to be those of a scheme that has no choice"
     if hasattr(scheme, 'percentiles') and scheme.limits is None:
@@ -62,97 +130,14 @@ def _check_fitted(scheme, mean, std):
     raise ValueError(f"`mean` and `std` do not belong to scheme {scheme.name!r}, whose numbers are {a} and {b}: leave them out, "
                      "`DatasetStats(scheme=…)`")
 
-def _per_channel(v, axes):
-    "Plain numbers, one per channel, as a tensor that broadcasts over a batch; tensors with more axes are left as they are"
-    if v is None: return None
-    v = torch.as_tensor(v)
-    return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
-
-# %% ../nbs/13_transform.ipynb #d97928a1
-def _check_axes(axes):
-    if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
-
-def _keeps_shape(x, mean, chosen):
-    "Does batch (or single image) `x` keep its shape, its channels meeting those of `mean`?"
-    if x.ndim>mean.ndim: return not chosen  # numbers given by hand may leave axes out
-    return all(m in (1, n) for m,n in zip(mean.shape, (1,)*(mean.ndim-x.ndim)+tuple(x.shape)))
-
-def _shape_error(x, mean, axes):
-    "For a batch that broadcasting would blow up, or that does not fit at all"
-    if x.ndim!=mean.ndim:
-        return ValueError(f"got a batch {tuple(x.shape)} of {x.ndim} axes, while `axes` is {axes} and speaks of {mean.ndim}: "
-                          f"give all axes but that of the channels, `axes={(0, *range(2, x.ndim))}`")
-    got,want = (f"{o.shape[1]} channel{'s'*(o.shape[1]!=1)}" for o in (x, mean))
-    return ValueError(f"got a batch {tuple(x.shape)} of {got} and statistics of {want}: "
-                      f"load images (and image targets) of {want}, or use `stats='custom'`")
-
-class _Fused:
-    "`(x-mean)/std` as one multiplication and addition, `x*scale + shift`, for the numbers of `tfm` as they are now"
-    @torch.no_grad()
-    @torch.inference_mode(False)
-    def __init__(self, tfm):
-        self.made_from = [(o, o.clone(), o._version) for o in (tfm.mean, tfm.std)]
-        self.scale = (1/tfm.std).flatten()
-        self.shift = -tfm.mean.flatten()*self.scale
-        self.zero,self.one = torch.zeros_like(self.scale),torch.ones_like(self.scale)
-        self.exact = self.shift.abs().amax().item()<=_cancels
-
-    def __call__(self, x): return torch.nn.functional.batch_norm(x, self.zero, self.one, self.scale, self.shift, eps=0.)
-
-    def holds(self, tfm):
-        "Are the numbers of `tfm` the very ones, and unchanged? On an accelerator, as far as PyTorch counts changes: comparing would wait"
-        return all(a is b and n==b._version and (b.device.type!='cpu' or torch.equal(was, b))
-                   for (a,was,n),b in zip(self.made_from, (tfm.mean, tfm.std)))
-
-_cancels = 4  # mean/std from which adding the shift loses digits that subtracting the mean keeps
-
-def _like(x, res):
-    "`res` as an image of the kind of `x`, with what is attached to it"
-    res = res.as_subclass(type(x))
-    res.set_meta(x, as_copy=True)
-    return res
-
-def _signs(dl): return bool(dl.shuffle), bool(dl.drop_last)
-
-def _is_valid_loader(dl, train_signs=(False, False)):
-    "Is `dl` not one to train on? Its split says so; without splits, it lacks the shuffling or dropping of the loader measured before"
-    idx = getattr(dl.dataset, 'split_idx', None)
-    return idx!=0 if idx is not None else any(a and not b for a,b in zip(train_signs, _signs(dl)))
-
-# %% ../nbs/13_transform.ipynb #b0849b2a
-def _put_copy(pipe, old, new):
-    "Put `new` in the place of `old` in a pipeline, which holds each transform in `fs` and by name"
-    for k,v in list(vars(pipe).items()):
-        if v is old: setattr(pipe, k, new)
-    pipe.fs = L(new if f is old else f for f in pipe.fs)
-
-class _Instead(L):
-    "The transforms of a pipeline that is being set up, to which `new` is added where `old` is said"
-    def __init__(self, items=None, *, old=None, new=None, **kwargs): super().__init__(items, **kwargs); self.old,self.new = old,new
-    def __add__(self, b): return L(self.items + [self.new if o is self.old else o for o in L(b)])
-
-class _New:
-    "`dl.new` for a training loader, for as long as its other subsets get loaders: they get the copy `new` of the recipe `old` too"
-    def __init__(self, dl, old, new):
-        self.dl,self.old,self.new = dl,old,new
-        self.left = len(getattr(dl.dataset, 'splits', None) or ())-1
-
-    def __call__(self, *args, **kwargs):
-        res = type(self.dl).new(self.dl, *args, **kwargs)
-        _put_copy(res.after_batch, self.old, self.new)
-        self.left -= 1
-        if not self.left: del self.dl.new
-        return res
-
-def _holds(pipe, tfm): return isinstance(pipe, Pipeline) and any(v is tfm for v in vars(pipe).values())
-
-def _beside(pipe, tfm):
-    "Every other Normalize in a pipeline that is being set up (its `__dict__` still has all transforms by name)"
-    if not isinstance(pipe, Pipeline): return []
-    return [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Normalize) and o is not tfm]
+def _resolved(stats):
+    "`stats` looked up now, so that a typing error shows where it was made"
+    words = ('auto', 'custom', 'custom-image', 'pretrained')
+    is_word = isinstance(stats, str) and stats in words
+    return stats if is_word or isinstance(stats, StatsChoice) else named_stats(stats)
 
 # %% ../nbs/13_transform.ipynb #390c7542
-class DatasetStats(Normalize):
+class DatasetStats(_Applied):
     "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
     def __init__(self,
         mean=None,                 # As in `Normalize`: tensors that broadcast over a batch (see `from_stats`); given, nothing is measured
@@ -173,115 +158,159 @@ class DatasetStats(Normalize):
         measure:bool=False,        # Measure even where the choice needs no measuring?
         verbose:bool=True,         # Show progress and print the choice?
         scheme='zscore',           # Another way to normalise: `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
-        groups=None                # Whose an image is (patient, volume, slide): function of an item, column of a table, or a list; `None`: its own
+        groups=None                # Whose an image is (patient, volume, slide): function of an item, column, list; `None`: its own
     ):
-        _check_numbers(mean, std), _check_axes(axes), _check_options(cache, policy), check_pass(tol, max_images, seed, mask, nonfinite)
-        self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
-        self.choice,self.fixed = None,mean is not None
-        self.scheme = asked_scheme(scheme, stats)
-        self.question = dict(model=model_stats(model, n_channels=None), stats=_resolve(stats), pretrained=pretrained, frozen=frozen,
-                             policy=policy or Policy(), scheme=self.scheme)
-        self.pass_args = dict(tol=0 if self.scheme.needs=='all' else tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite, groups=groups)
-        if self.fixed: _check_fitted(self.scheme, self.mean, self.std)
-        self.measure,self.verbose,self.trial,self.cache = measure,verbose,False,cache
-        self._fits,self._train_signs,self.pinned,self._fused = [],(False, False),False,None
-        self.ledger,self.get_items = None,None  # rows of the training images; how the DataBlock of the fit finds files
+        self.measure,self.verbose,self.cache = measure,verbose,cache
+        self._set_numbers(mean, std, axes, asked_scheme(scheme, stats))
+        _check_options(axes, cache, policy)
+        self._set_pass(tol, max_images, seed, mask, nonfinite, groups)
+        self.question = dict(model=model_stats(model, n_channels=None), stats=_resolved(stats), pretrained=pretrained,
+                             frozen=frozen, policy=policy or Policy(), scheme=self.scheme)
 
-    @property
-    def name(self):
-        if self.mean is None: return f'{type(self).__name__} -- not measured yet'
-        nums = ' / '.join(', '.join(f'{o:.4g}' for o in torch.as_tensor(v).flatten().tolist()) for v in (self.mean, self.std))
-        how = '' if isinstance(self.scheme, ZScore) else f'{self.scheme.name}: '
-        return f"{type(self).__name__} -- {how}{nums}{f' ({self.choice.kind}, rule {self.choice.rule})' if self.choice else ''}"
-
-    def __getstate__(self):
-        "Without what pickles and copies cannot or need not hold: fingerprints, rows, functions that a fitted transform is done with, prepared numbers"
-        mask = self.pass_args['mask'] if self.scheme.masked or not self.fixed else None
-        done = dict(pass_args={**self.pass_args, 'mask': mask, 'groups': None}) if self.fixed else {}
-        return {**vars(self), '_fits': [], 'ledger': None, 'get_items': None, '_fused': None, **done}
-
-    def encodes(self, x:TensorImage):
-        if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
-        if not _keeps_shape(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
-        if not isinstance(self.scheme, ZScore): return self._as_schemed(x)
-        if not self._fuses(x): return (x-self.mean)/self.std
-        return _like(x, self._fused(x.as_subclass(torch.Tensor)))
-
-    def decodes(self, x:TensorImage):
-        if self.mean is None: raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
-        mean,std = ((o.cpu() if x.device.type=='cpu' else o) for o in (self.mean, self.std))
-        alike = x.dtype==mean.dtype==std.dtype==torch.float32
-        res = _like(x, torch.addcmul(mean, x.as_subclass(torch.Tensor), std)) if alike else x*std+mean
-        return res if isinstance(self.scheme, ZScore) else _like(x, self.scheme.undo(res.as_subclass(torch.Tensor), len(self.axes)-1))
-
-    def setups(self, dl:DataLoader):
-        "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
-        if self.fixed or self._fits and _is_valid_loader(dl, self._train_signs): return
-        if _is_valid_loader(dl):
-            raise ValueError(f"statistics must come from the training split, got the loader of split {dl.dataset.split_idx}: "
-                             "set up the training loader first")
-        self._fit(dl)
-        self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
-        self.scheme = self.choice.scheme
-
-# %% ../nbs/13_transform.ipynb #1cc6a1b1
+# %% ../nbs/13_transform.ipynb #3c5919c5
 @patch
-def _as_schemed(self:DatasetStats, x):
-    "`x` as its scheme has it: clipped (or the like), less the mean, divided by the std"
-    v = self.scheme.before(x.as_subclass(torch.Tensor), len(self.axes)-1)
+def _set_numbers(self:DatasetStats, mean, std, axes, scheme):
+    "Take numbers that are given, or none"
+    _check_numbers(mean, std)
+    self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
+    self.scheme,self.fixed = scheme,mean is not None
+    if self.fixed: _check_fitted(scheme, self.mean, self.std)
+
+@patch
+def _set_pass(self:DatasetStats, tol, max_images, seed, mask, nonfinite, groups):
+    "How to measure; a scheme that needs the extremes reads every image"
+    check_pass(tol, max_images, seed, mask, nonfinite)
+    tol = 0 if self.scheme.needs=='all' else tol
+    self.pass_args = dict(tol=tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite, groups=groups)
+
+@patch(as_prop=True)
+def name(self:DatasetStats)->str:
+    "What a pipeline shows: the numbers, and which rule chose them"
+    if self.mean is None: return f'{type(self).__name__} -- not measured yet'
+    numbers = [', '.join(f'{o:.4g}' for o in torch.as_tensor(v).flatten().tolist()) for v in (self.mean, self.std)]
+    how = '' if isinstance(self.scheme, ZScore) else f'{self.scheme.name}: '
+    why = f' ({self.choice.kind}, rule {self.choice.rule})' if self.choice else ''
+    return f"{type(self).__name__} -- {how}{' / '.join(numbers)}{why}"
+
+@patch
+def __getstate__(self:DatasetStats):
+    "Without what pickles and copies cannot or need not hold: fingerprints, rows, functions that a fitted transform is done with"
+    res = {**vars(self), '_fits': (), 'ledger': None, 'get_items': None}
+    if not self.fixed: return res
     mask = self.pass_args['mask'] if self.scheme.masked else None
-    mean,std = self.scheme.own(v, self.mean, self.std, mask)
-    return _like(x, (v-mean)/std if mask is None else ((v-mean)/std).where(mask(v), 0.))
+    return res | dict(pass_args={**self.pass_args, 'mask': mask, 'groups': None})
 
-# %% ../nbs/13_transform.ipynb #243cfe90
+# %% ../nbs/13_transform.ipynb #b0849b2a
+def _copies_of(tfms, copies):
+    "Batch transforms `tfms` with a copy in place of each recipe; `copies` keeps pairs (recipe, copy)"
+    def own(f):
+        if not isinstance(f, DatasetStats) or f.fixed: return f
+        known = [c for recipe,c in copies if recipe is f]
+        if not known: copies.append((f, f._for_loaders()))
+        return known[0] if known else copies[-1][1]
+    if isinstance(tfms, Pipeline): return Pipeline(tfms.fs.map(own), split_idx=tfms.split_idx)
+    return L(tfms).map(own)
+
+def _with_copies(kwargs, copies):
+    "`kwargs` of a loader with a copy in place of each recipe among its batch transforms"
+    return {k: _copies_of(v, copies) if k.endswith('after_batch') and v is not None else v for k,v in kwargs.items()}
+
+def _gives_copies(dataloaders):
+    "fastai's `dataloaders`, with a copy for these loaders in place of each recipe"
+    @wraps(dataloaders)
+    def _inner(self, *args, dl_kwargs=None, **kwargs):
+        copies = []
+        kwargs = _with_copies(kwargs, copies)
+        if dl_kwargs is not None: dl_kwargs = [_with_copies(o, copies) for o in dl_kwargs]
+        try: return dataloaders(self, *args, dl_kwargs=dl_kwargs, **kwargs)
+        finally:
+            for recipe,mine in copies: recipe._learn_from(mine)
+    return _inner
+
+FilteredBase.dataloaders = _gives_copies(FilteredBase.dataloaders)
+
+# %% ../nbs/13_transform.ipynb #64004132
 @patch
-def _fuses(self:DatasetStats, x):
-    "May `x` be normalised by one multiplication and addition to within 1e-6 of the formula? Prepares it if so"
-    m,s = self.mean,self.std
-    alike = x.dtype==m.dtype==s.dtype==torch.float32 and x.device==m.device==s.device
-    if not alike or not x.ndim==m.ndim==s.ndim>1 or not x.shape[1]==m.shape[1]==m.numel()==s.numel(): return False
-    if m.is_inference() or s.is_inference() or m.requires_grad or s.requires_grad: return False  # not seen to change, or trained
-    if self._fused is None or not self._fused.holds(self): self._fused = _Fused(self)
-    return self._fused.exact
+def _for_loaders(self:DatasetStats):
+    "A copy for the loaders that are about to be made, which knows the earlier fits"
+    res = copy(self)
+    res._fits,res.ledger,res.get_items = self._fits,self.ledger,self.get_items  # which copying leaves out
+    return res
 
-# %% ../nbs/13_transform.ipynb #ee0d47d3
-def _resolve(stats):
-    "Look `stats` up now, so that a typing error shows where it was made"
-    choose_words = ('auto', 'custom', 'custom-image', 'pretrained')
-    return stats if isinstance(stats, StatsChoice) or isinstance(stats, str) and stats in choose_words else named_stats(stats)
+@patch
+def _learn_from(self:DatasetStats, mine):
+    "Take over what `mine`, a copy in loaders, was fitted with; the copy keeps it for good"
+    if mine.fixed or mine.choice is None: return
+    for k in ('mean', 'std', 'scheme', 'choice', 'ledger', '_fits', '_train_signs'): setattr(self, k, getattr(mine, k))
+    mine.mean,mine.std = mine.mean.clone(),mine.std.clone()
+    mine.fixed,mine._fits = True,()
 
-def keyword_for(c):
-    "The keyword of `DatasetStats` that candidate `c` is for"
-    return dict(scheme=c) if isinstance(c, Scheme) or isinstance(c, str) and c in schemes else dict(stats=c)
+@patch
+def installed(self:DatasetStats):
+    "A copy with these numbers for good: setting it up on other loaders changes nothing"
+    res = self._for_loaders()
+    res.mean,res.std,res.fixed,res._fits = self.mean.clone(),self.std.clone(),True,()
+    return res
 
-def _name_of(c):
-    "What to call a candidate that was given without a name"
-    if isinstance(c, str): return c
-    if isinstance(c, StatsChoice): c = c.stats
-    if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
-    return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)
+# %% ../nbs/13_transform.ipynb #e872927d
+def _all_of(pipe):
+    "The transforms of a pipeline, also of one that is being set up, which has them all by name"
+    if not isinstance(pipe, Pipeline): return []
+    named = [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Transform)]
+    return named + [f for f in pipe.fs if not any(f is o for o in named)]
 
-def named_candidates(stats):
-    "Pairs (name, candidate) from a list, or a dict by name, of what `stats=` or `scheme=` takes"
-    if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
-    if not isinstance(stats, (Mapping, list, tuple)):
-        raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, e.g. ('imagenet', 'custom'), got {type(stats).__name__}")
-    named = [(str(k), c) for k,c in (stats.items() if isinstance(stats, Mapping) else ((_name_of(c), c) for c in stats))]
-    names = [k for k,_ in named]
-    if twice := sorted({k for k in names if names.count(k)>1}):
-        raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")
-    return named
+def _check_place(tfm, loader):
+    "Refuse to be set up on what is no loader, among item transforms, or beside another Normalize"
+    if loader is None:
+        raise ValueError("DatasetStats got no loader to measure: put it into `batch_tfms`, or call `dls.fit_stats()` on loaders that exist")
+    is_loader = isinstance(loader, DataLoader)
+    if not is_loader or any(f is tfm for f in _all_of(loader.after_item)):
+        where = 'the item transforms' if is_loader else f'the transforms of a {type(loader).__name__}'
+        raise TypeError(f"DatasetStats is a batch transform, got it among {where}: put it into `batch_tfms`")
+
+def _signs(dl): return bool(dl.shuffle), bool(dl.drop_last)
+
+def _is_valid_loader(dl, train_signs=(False, False)):
+    "Is `dl` not one to train on? Its split says so; without splits, it lacks the shuffling or dropping of the first one"
+    idx = getattr(dl.dataset, 'split_idx', None)
+    if idx is not None: return idx!=0
+    return any(a and not b for a,b in zip(train_signs, _signs(dl)))
+
+# %% ../nbs/13_transform.ipynb #f277f71a
+@patch
+def setup(self:DatasetStats, items=None, train_setup=False):
+    "Measure the training loader `items` and choose; called by fastai when a pipeline is set up"
+    others = [f for f in _all_of(getattr(items, 'after_batch', None)) if isinstance(f, Normalize) and f is not self]
+    if others: raise ValueError(f"{type(others[0]).__name__} beside DatasetStats would normalise twice: keep one of them")
+    if self.fixed: return
+    _check_place(self, items)
+    try: self.setups(items)
+    except (AttributeError, NotFoundLookupError) as e:
+        raise RuntimeError(f"measuring failed: {type(e).__name__}: {e}") from e
+
+@patch
+def setups(self:DatasetStats, dl:DataLoader):
+    "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
+    if self.fixed or self._fits and _is_valid_loader(dl, self._train_signs): return
+    if _is_valid_loader(dl):
+        raise ValueError(f"statistics must come from the training split, got the loader of split {dl.dataset.split_idx}: "
+                         "set up the training loader first")
+    self._fit(dl)
+    self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
+    self.scheme = self.choice.scheme
 
 # %% ../nbs/13_transform.ipynb #ff17c137
 @patch
 def _found(self:DatasetStats, fp):
     "Which of the earlier fits was for loaders with fingerprint `fp`; `None` where none was, or nobody could tell"
     if not self.pinned and (self.cache is False or not fp.on_disk): return None
-    return next((k for k,(was,*_) in enumerate(self._fits) if (self.pinned or was.reproducible) and not fp.differs(was)), None)
+    for k,(was,*_) in enumerate(self._fits):
+        if (self.pinned or was.reproducible) and not fp.differs(was): return k
+    return None
 
 @patch
 def _earlier(self:DatasetStats, fp):
-    "The choice, and the ledger it rests on, that was made for loaders with fingerprint `fp`; `None` where it must be measured anew"
+    "Fingerprint, choice and ledger of loaders with fingerprint `fp`; `None` where these must be measured anew"
     first = not rank_and_size()[0]
     k = jointly(lambda: self._found(fp) if first else None)[0]  # one process looks for all
     if k is not None: return self._fits[k]
@@ -295,13 +324,21 @@ def _fit(self:DatasetStats, dl):
     check_indexed(unwrapped(dl))
     fp = Fingerprint(dl, **self.pass_args)
     before = self._earlier(fp)
-    if before is None and self._fits and getattr(dl.dataset, 'split_idx', None) is None:
+    if before is None: before = self._fit_anew(dl, fp)
+    _,self.choice,self.ledger = before
+    self._train_signs = _signs(dl)
+
+# %% ../nbs/13_transform.ipynb #5af2674c
+@patch
+def _fit_anew(self:DatasetStats, dl, fp):
+    "Measure and choose; the first fit and the last thirty are remembered"
+    if self._fits and getattr(dl.dataset, 'split_idx', None) is None:
         warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is measured "
                       "as another one: if it is for validation, make both from one `Datasets` with `splits`")
-    if before is None: self.choice,self.ledger = self._choose(dl, fp)
-    else: _,self.choice,self.ledger = before
-    self._train_signs = _signs(dl)
-    if before is None: self._fits = [*self._fits[:1], *self._fits[1:][-30:], (fp.settle(), self.choice, self.ledger)]
+    new = (fp, *self._choose(dl, fp))
+    fp.settle()
+    self._fits = (*self._fits[:1], *self._fits[1:][-30:], new)
+    return new
 
 # %% ../nbs/13_transform.ipynb #ff17c138
 @patch
@@ -349,17 +386,22 @@ def measured_on(self:DatasetStats,
 @patch
 def _guards(self:DatasetStats, dl, choice, few, ledger):
     "What the guards say to loader `dl` with this choice, made on its images (`ledger`) or after a look at a `few`"
-    pipe = unwrapped(dl).after_batch
-    fs = [f for f in pipe.fs if not isinstance(f, Normalize)]  # which this one replaces
-    if _holds(pipe, self): fs += [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Transform) and o not in fs]  # being set up
-    fs = sorted([*fs, *([] if self in fs else [self])], key=lambda f: f.order)
-    said = check_loader(dl, fs, trial=self.trial)
+    others = [f for f in _all_of(unwrapped(dl).after_batch) if not isinstance(f, Normalize)]  # whose place this one takes
+    said = check_loader(dl, sorted([*others, self], key=attrgetter('order')), trial=self.trial)
     m = choice.measured if few is None else few
     if m is None or any('clamps' in s for s in said): return said  # clamped pixels say nothing more
     plain = isinstance(choice.scheme, ZScore)
     given = choice.stats if plain and choice.kind!='custom' else None
-    far = reach(m, choice.stats, choice.model) if plain and self.question['pretrained'] and few is None and choice.rule!='range' else None
-    return check_images(m, given, choice.rule=='range' or not plain) + check_ledger(ledger) + [*filter(None, [far])] + said + self._mask_doubts(choice)
+    said = check_images(m, given, choice.rule=='range' or not plain) + check_ledger(ledger) + self._far(choice, few) + said
+    return said + self._mask_doubts(choice)
+
+@patch
+def _far(self:DatasetStats, choice, few):
+    "Do values reach further than anything that the pretrained model saw?"
+    plain = isinstance(choice.scheme, ZScore)
+    if not plain or not self.question['pretrained'] or few is not None or choice.rule=='range': return []
+    far = reach(choice.measured, choice.stats, choice.model)
+    return [far] if far else []
 
 @patch
 def _mask_doubts(self:DatasetStats, choice):
@@ -371,57 +413,58 @@ def _mask_doubts(self:DatasetStats, choice):
     if not had or mask is not None: return []
     return [f"`stats` was made with `mask={had}`, which scheme {choice.scheme.name!r} needs for every image: give `mask=` again"]
 
+# %% ../nbs/13_transform.ipynb #79a12777
+@patch
+def _after_a_pass(self:DatasetStats, dl, fp):
+    "The choice on all training images, and their ledger"
+    ledger,how = self._measured(dl, fp)
+    return replace(choose_stats(dl.n, ledger, **self.question), provenance=how), ledger
+
+@patch
+def _after_a_look(self:DatasetStats, dl):
+    "The choice that needs no pass and the few images that were looked at; `None` for both where the rules ask for a pass"
+    if self.measure: return None,None
+    try: choice = choose_stats(dl.n, **self.question)
+    except NotMeasured: return None,None
+    few = look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite')})
+    if few is None: return choice,None
+    again = choose_stats(dl.n, few, **self.question)  # do these numbers fit such images?
+    if again.rule!=choice.rule: return None,None
+    doubt = again.scheme.doubts(few)
+    warned = (*choice.warnings, doubt) if doubt else choice.warnings
+    return replace(choice, stats=again.stats, warnings=warned), few
+
 @patch
 def _choose(self:DatasetStats, dl, fp):
-    "Choose, with a pass over `dl` where the rules need one, and tell the user: the choice and the ledger it rests on"
+    "The choice for loader `dl`, told to the user, and the ledger that it rests on"
+    choice,few = self._after_a_look(dl)
     ledger = None
-    def after_a_pass():
-        nonlocal ledger
-        ledger,how = self._measured(dl, fp)
-        return replace(choose_stats(dl.n, ledger, **self.question), provenance=how)
-    choice = None
-    if not self.measure:
-        try: choice = choose_stats(dl.n, **self.question)
-        except NotMeasured: pass
-    few = None if choice is None else look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite')})
-    if choice is None: choice = after_a_pass()
-    if few is not None:
-        again = choose_stats(dl.n, few, **self.question)  # do these numbers fit such images?
-        doubts = [s for s in [again.scheme.doubts(few)] if s]
-        same = replace(choice, stats=again.stats, warnings=(*choice.warnings, *doubts))
-        choice = same if again.rule==choice.rule else after_a_pass()
-    few = few if ledger is None else None
+    if choice is None: choice,ledger = self._after_a_pass(dl, fp)
     choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few, ledger)))
     if rank_and_size()[0]: return choice,ledger  # one process speaks for all
     for w in choice.warnings: warnings.warn(printable(w))
     if self.verbose: say(f"{choice.kind} statistics (rule `{choice.rule}`): {choice.why}")
     return choice,ledger
 
-# %% ../nbs/13_transform.ipynb #64004132
-@patch
-def installed(self:DatasetStats):
-    "A copy with these numbers for good: setting it up on other loaders changes nothing"
-    res = copy(self)
-    res.mean,res.std,res.fixed = self.mean.clone(),self.std.clone(),True
-    res._fits,res.ledger,res.get_items = [],self.ledger,self.get_items  # which copying leaves out
-    return res
+# %% ../nbs/13_transform.ipynb #ee0d47d3
+def keyword_for(c):
+    "The keyword of `DatasetStats` that candidate `c` is for"
+    return dict(scheme=c) if isinstance(c, Scheme) or isinstance(c, str) and c in schemes else dict(stats=c)
 
-@patch
-def setup(self:DatasetStats, items=None, train_setup=False):
-    "Measure the training loader `items`, and leave a copy with its statistics in the pipeline that is being set up"
-    pipe = getattr(items, 'after_batch', None)
-    if others := _beside(pipe, self):
-        raise ValueError(f"{type(others[0]).__name__} beside DatasetStats would normalise twice: keep one of them")
-    if self.fixed: return
-    if items is None:
-        raise ValueError("DatasetStats got no loader to measure: put it into `batch_tfms`, or call `dls.fit_stats()` on loaders that exist")
-    if not isinstance(items, DataLoader) or _holds(items.after_item, self):
-        where = 'the item transforms' if isinstance(items, DataLoader) else f'the transforms of a {type(items).__name__}'
-        raise TypeError(f"DatasetStats is a batch transform, got it among {where}: put it into `batch_tfms`")
-    try: self.setups(items)
-    except (AttributeError, NotFoundLookupError) as e: raise RuntimeError(f"measuring failed: {type(e).__name__}: {e}") from e
-    if not _holds(pipe, self) or any(f is self for f in pipe.fs): return  # set up by hand, not by a pipeline
-    mine = self.installed()
-    _put_copy(pipe, self, mine)
-    pipe.fs,new = _Instead(pipe.fs.items, old=self, new=mine),_New(items, self, mine)
-    if new.left>0: items.new = new
+def _name_of(c):
+    "What to call a candidate that was given without a name"
+    if isinstance(c, str): return c
+    if isinstance(c, StatsChoice): c = c.stats
+    if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
+    return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)
+
+def named_candidates(stats):
+    "Pairs (name, candidate) from a list, or a dict by name, of what `stats=` or `scheme=` takes"
+    if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
+    if not isinstance(stats, (Mapping, list, tuple)):
+        raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, e.g. ('imagenet', 'custom'), got {type(stats).__name__}")
+    named = [(str(k), c) for k,c in (stats.items() if isinstance(stats, Mapping) else ((_name_of(c), c) for c in stats))]
+    names = [k for k,_ in named]
+    if twice := sorted({k for k in names if names.count(k)>1}):
+        raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")
+    return named
