@@ -2,8 +2,9 @@
 
     python benchmarks/run.py [--images FOLDER] [--out benchmarks] [--repeats 15]
 
-Candidates of a row take turns; a figure is the median over the turns, a ratio the quotient of what two rows show, since machines are shared and noisy. Without
-`--images` the whole fit runs on 1,500 generated PNG files. Writes results.csv and results.md."""
+Candidates of a row take turns; a figure is the median over the turns, a ratio the quotient of what two rows show,
+since machines are shared and noisy. Without `--images` the whole fit runs on 1,500 generated PNG files. Writes
+results.csv and results.md."""
 
 import argparse,platform,re,resource,subprocess,sys,tempfile,time
 from pathlib import Path
@@ -28,7 +29,8 @@ def in_turns(cands, repeats, warm=2):
 def rows(what, times, ours, yardstick, target):
     "Table rows: median seconds of each candidate and its ratio to the yardstick, the target beside ours"
     ratio = times.median()/times[yardstick].median()
-    return [dict(what=what, candidate=k, ms=1e3*times[k].median(), ratio=ratio[k], target=target if k==ours else np.nan) for k in times]
+    return [dict(what=what, candidate=k, ms=1e3*times[k].median(), ratio=ratio[k], target=target
+                 if k==ours else np.nan) for k in times]
 
 # --- rows of the table
 
@@ -55,7 +57,8 @@ def encodes(device, repeats):
     x,plain = TensorImage(torch.rand(batch_shape, device=device)),torch.rand(batch_shape, device=device)
     n,d = (c.from_stats(*imagenet_stats, cuda=device!='cpu') for c in (Normalize, DatasetStats))
     t = v2.Normalize(*imagenet_stats)
-    turns = {'fastai Normalize': lambda: n.encodes(x), 'DatasetStats': lambda: d.encodes(x), 'torchvision v2 Normalize': lambda: t(plain)}
+    turns = {'fastai Normalize': lambda: n.encodes(x), 'DatasetStats': lambda: d.encodes(x),
+             'torchvision v2 Normalize': lambda: t(plain)}
     return rows(f'normalising a batch, {device}', in_turns(turns, repeats), 'DatasetStats', 'fastai Normalize', .6)
 
 def make_images(folder, n=1500):
@@ -63,21 +66,24 @@ def make_images(folder, n=1500):
     from PIL import Image
     rng = np.random.default_rng(0)
     for i in range(n):
-        x = np.asarray(Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize((224, 224), Image.BICUBIC)).astype(int)
+        small = Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8))
+        x = np.asarray(small.resize((224, 224), Image.BICUBIC)).astype(int)
         Image.fromarray((x+rng.integers(-8, 8, x.shape)).clip(0, 255).astype(np.uint8)).save(folder/f'{i:05}.png')
     return folder
 
 def whole_fit(path, workers, repeats):
     from fastai.vision.all import DataBlock, ImageBlock, IndexSplitter, Resize, get_image_files
     from fastai_normstats.measure import measure_stats
-    block = DataBlock(ImageBlock, n_inp=1, get_items=get_image_files, splitter=IndexSplitter([0]), item_tfms=Resize(224, method='squish'))
+    block = DataBlock(ImageBlock, n_inp=1, get_items=get_image_files, splitter=IndexSplitter([0]),
+                      item_tfms=Resize(224, method='squish'))
     dl = block.dataloaders(path, bs=64, num_workers=workers).train
     def iterate():
         for _ in dl: pass
     def two_sums():
         s = q = 0
         for x, in dl: s,q = s+x.sum((0,2,3)),q+(x**2).sum((0,2,3))
-    turns = {'iterate': iterate, 'measure_stats': lambda: measure_stats(dl, tol=0, verbose=False), 'two-sum script': two_sums}
+    turns = {'iterate': iterate, 'measure_stats': lambda: measure_stats(dl, tol=0, verbose=False),
+             'two-sum script': two_sums}
     what = f'a pass over {len(dl.dataset):,} images, {workers} workers'
     return rows(what, in_turns(turns, repeats, warm=1), 'measure_stats', 'iterate', 1.05)
 
@@ -110,11 +116,13 @@ def peak_memory():
         fit = [sys.executable, __file__, '--fit-greys', str(n)]
         return int(subprocess.run(fit, capture_output=True, text=True, check=True).stdout)
     mb = {n: one(n) for n in (1_000, 20_000)}
-    return [dict(what='peak memory of a fit', candidate=f'{n:,} images', mb=v, ratio=v/mb[1_000], target=1. if n>1_000 else np.nan)
+    return [dict(what='peak memory of a fit', candidate=f'{n:,} images', mb=v, ratio=v/mb[1_000], target=1.
+                 if n>1_000 else np.nan)
             for n,v in mb.items()]
 
 def cached_fit(repeats, n=100_000):
-    "The second fit of `n` files, of which only 16 are opened, for the look: tiny copies of one image, and what was measured is put into the cache by hand"
+    """The second fit of `n` files, of which only 16 are opened, for the look: tiny copies of one image, and what was
+    measured is put into the cache by hand"""
     from fastai.vision.all import Datasets, PILImage, Resize, ToTensor
     from fastai_normstats.all import DatasetStats, RunningStats
     from fastai_normstats.cache import provenance,write_entry
@@ -123,7 +131,8 @@ def cached_fit(repeats, n=100_000):
         files,cache = [Path(tmp)/f'{i:06}.png' for i in range(n)],Path(tmp)/'cache'
         PILImage.create(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(files[0])
         for f in files[1:]: f.write_bytes(files[0].read_bytes())
-        dl = Datasets(files, [[PILImage.create]], splits=[range(n), []]).dataloaders(after_item=[Resize(224), ToTensor()], num_workers=0).train
+        dl = Datasets(files, [[PILImage.create]],
+                      splits=[range(n), []]).dataloaders(after_item=[Resize(224), ToTensor()], num_workers=0).train
         tfm = DatasetStats(stats='custom', cache=cache, verbose=False)
         def fingerprint(): return Fingerprint(dl, **tfm.pass_args)
         fp,m = fingerprint(),RunningStats().update(torch.rand(4, 3, 8, 8))
@@ -137,7 +146,8 @@ def cached_fit(repeats, n=100_000):
     return [dict(what=f'second fit of {n:,} files, cached', candidate=k, seconds=v, target=3.) for k,v in s.items()]
 
 def folds(path, n=5):
-    "Five folds of a deterministic pipeline, each fitted by a recipe in `batch_tfms`, against one pass over a training split; and the look"
+    """Five folds of a deterministic pipeline, each fitted by a recipe in `batch_tfms`, against one pass over a
+    training split; and the look"""
     from fastai.vision.all import DataBlock, ImageBlock, IndexSplitter, Resize, get_image_files
     from fastai_normstats.all import DatasetStats
     from fastai_normstats.fingerprint import look
@@ -145,7 +155,8 @@ def folds(path, n=5):
     files = get_image_files(path).sorted()
     def loaders(fold, tfms):
         valid = IndexSplitter(range(fold, len(files), n))
-        return DataBlock(ImageBlock, n_inp=1, splitter=valid, item_tfms=Resize(224, method='squish'), batch_tfms=tfms).dataloaders(files, bs=64, num_workers=0)
+        return DataBlock(ImageBlock, n_inp=1, splitter=valid, item_tfms=Resize(224, method='squish'),
+                         batch_tfms=tfms).dataloaders(files, bs=64, num_workers=0)
     def clock(f):
         began = time.perf_counter()
         f()
@@ -157,7 +168,8 @@ def folds(path, n=5):
         b = clock(lambda: [loaders(i, [tfm]) for i in range(n)])
     looks = [clock(lambda: look(one.train)) for _ in range(5)]
     what = f'{n} folds of {len(files):,} images'
-    return [dict(what=what, candidate='one pass', seconds=a, ratio=1.), dict(what=what, candidate='all folds', seconds=b, ratio=b/a, target=1.3),
+    return [dict(what=what, candidate='one pass', seconds=a, ratio=1.),
+            dict(what=what, candidate='all folds', seconds=b, ratio=b/a, target=1.3),
             dict(what='a look at 16 images', candidate='two seeds', seconds=float(np.median(looks)), target=.3)]
 
 # --- the table
@@ -165,7 +177,8 @@ def folds(path, n=5):
 def cell(v): return '' if pd.isna(v) else v if isinstance(v, str) else f'{v:,.0f}' if abs(v)>=100 else f'{v:.3g}'
 
 def markdown(df):
-    head = dict(what='what', candidate='candidate', ms='ms', ratio='ratio', target='target', images='images', mb='MB', seconds='s')
+    head = dict(what='what', candidate='candidate', ms='ms', ratio='ratio', target='target', images='images', mb='MB',
+                seconds='s')
     df = df[[c for c in head if c in df]].copy()
     df['what'] = df.what.where(df.what!=df.what.shift(), '')
     lines = [df.columns, ['---']*df.shape[1], *df.itertuples(index=False)]
@@ -173,19 +186,22 @@ def markdown(df):
 
 def machine():
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ''
-    return f"{torch.get_num_threads()} threads on {platform.machine()}{gpu}, Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
+    return f"{torch.get_num_threads()} threads on {platform.machine()}{gpu}, {versions}"
 
 def main(images, out, repeats):
     devices = ['cpu']+['cuda']*torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as tmp:
         path = images or make_images(Path(tmp))
         many = folds(path)
-        table = [*(r for d in devices for c in (1., .7) for r in update(d, repeats, c)), *(r for d in devices for r in encodes(d, repeats)),
+        table = [*(r for d in devices for c in (1., .7) for r in update(d, repeats, c)),
+                 *(r for d in devices for r in encodes(d, repeats)),
                  *(r for w in (0, 2) for r in whole_fit(path, w, max(3, repeats//3)))]
     df = pd.DataFrame([*table, *many, *images_read(), *peak_memory(), *cached_fit(repeats)])
     out.mkdir(exist_ok=True)
     df.to_csv(out/'results.csv', index=False, float_format='%.5g')
-    (out/'results.md').write_text(f"{markdown(df)}\n\nMedians over {repeats} turns; ratios to the first candidate of each row. {machine()}.\n")
+    (out/'results.md').write_text(f"{markdown(df)}\n\nMedians over {repeats} turns; ratios to the first candidate of "
+                                  f"each row. {machine()}.\n")
     print((out/'results.md').read_text())
 
 if __name__=='__main__':

@@ -3,7 +3,8 @@ import os,tempfile
 
 import pytest
 
-os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='normstats-tests-')  # nobody's own cache, also for fixtures of a whole module
+# nobody's own cache, also for fixtures of a whole module
+os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='normstats-tests-')
 
 @pytest.fixture(autouse=True)
 def cache_home(monkeypatch, tmp_path_factory):

@@ -17,7 +17,8 @@ from PIL import Image
 def random_image(rng, size=16, mode='RGB'):
     "A smooth image with some noise; brightness and contrast of its own, so that images differ as real ones do"
     coarse = rng.uniform(0, 1, (4, 4, 3)).astype(np.float32)
-    big    = [np.asarray(Image.fromarray(coarse[...,c]).resize((size, size), Image.Resampling.BICUBIC)) for c in range(3)]
+    big    = [np.asarray(Image.fromarray(coarse[...,c]).resize((size, size), Image.Resampling.BICUBIC))
+              for c in range(3)]
     x = rng.uniform(.1, .5) + rng.uniform(.2, .5)*np.stack(big, -1)*(1, .8, .6) + rng.normal(0, .03, (size, size, 3))
     return Image.fromarray((x.clip(0, 1)*255).round().astype(np.uint8)).convert(mode)
 
@@ -32,7 +33,8 @@ def png_files(path): return sorted(Path(path).rglob('*.png'))
 
 def image_block(held_out, **kwargs):
     "A block over the image files of a folder, the indices `held_out` for validation"
-    usual = dict(blocks=(ImageBlock, CategoryBlock), get_items=png_files, get_y=parent_label, splitter=IndexSplitter(held_out), item_tfms=Resize(12))
+    usual = dict(blocks=(ImageBlock, CategoryBlock), get_items=png_files, get_y=parent_label,
+                 splitter=IndexSplitter(held_out), item_tfms=Resize(12))
     return DataBlock(**{**usual, **kwargs})
 
 def fitted_choice(held_out, folder, pass_args={}, **kwargs):

@@ -1,6 +1,6 @@
-"""What one process measures for `test_fingerprint.py`: `in_phases.py FOLDER` fits one block a case, each with a cache of its own in
-FOLDER, and prints {case: [passes, mean]} as JSON. What the cases depend on lies in FOLDER, too (`world.json`, side files, own modules),
-so that another process may find it changed."""
+"""What one process measures for `test_fingerprint.py`: `in_phases.py FOLDER` fits one block a case, each with a
+cache of its own in FOLDER, and prints {case: [passes, mean]} as JSON. What the cases depend on lies in FOLDER, too
+(`world.json`, side files, own modules), so that another process may find it changed."""
 
 import functools,importlib,importlib.util,json,sqlite3,subprocess,sys,warnings
 from os import getenv as g
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,PILImage,Resize,TensorImage,TfmdDL,Transform,
+from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,PILImage,Resize,TensorImage,TfmdDL,
+                               Transform,
                                aug_transforms,fa_collate)
 from PIL import Image
 

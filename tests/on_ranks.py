@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from fastai.data.all import (CategoryBlock,DataBlock,DataLoaders,IndexSplitter,ItemGetter,RandomSplitter,TfmdDL,Transform,
+from fastai.data.all import (CategoryBlock,DataBlock,DataLoaders,IndexSplitter,ItemGetter,RandomSplitter,TfmdDL,
+                             Transform,
     parent_label)
 from fastai.distributed import DistributedDL
 from fastai.torch_core import TensorImage
@@ -29,7 +30,8 @@ quiet = dict(verbose=False)
 def files(path): return L(sorted(path.rglob('*.png')))
 
 def block(splitter=IndexSplitter([0, 4, 8]), **kwargs):
-    return DataBlock((ImageBlock, CategoryBlock), get_items=files, get_y=parent_label, splitter=splitter, item_tfms=Resize(12, method='squish'), **kwargs)
+    return DataBlock((ImageBlock, CategoryBlock), get_items=files, get_y=parent_label, splitter=splitter,
+                     item_tfms=Resize(12, method='squish'), **kwargs)
 
 def loaders(bs=4, num_workers=0, **kwargs): return block(**kwargs).dataloaders(path, bs=bs, num_workers=num_workers)
 
@@ -78,11 +80,13 @@ def greys(**kwargs):
 def by(groups, **kwargs): return measure_stats(loaders().train, tol=0, groups=groups, **kwargs, **quiet)
 
 def fit():
-    "`fit_stats` on a block, on loaders, on fastai's distributed ones, and a transform that fits when the loaders are made"
+    """`fit_stats` on a block, on loaders, on fastai's distributed ones, and a transform that fits when the loaders
+    are made"""
     db = block().fit_stats(path, pretrained=False, bs=4, num_workers=0, **quiet)
     lazy = loaders(batch_tfms=DatasetStats(pretrained=False, **quiet))
     dls = loaders().fit_stats(pretrained=False, **quiet)
-    wrapped = DataLoaders(*[DistributedDL(dl, rank, size) for dl in loaders().loaders]).fit_stats(pretrained=False, **quiet)
+    wrapped = DataLoaders(*[DistributedDL(dl, rank, size)
+                            for dl in loaders().loaders]).fit_stats(pretrained=False, **quiet)
     grouped = block().fit_stats(path, pretrained=False, groups=family, bs=4, num_workers=0, **quiet)
     b = wrapped[0].dl.one_batch()[0]
     choices = [o.stats_choice.to_dict() for o in (db, lazy, dls, wrapped, grouped)]
@@ -131,13 +135,16 @@ def scenarios():
     yield 'other groups', lambda: error_of(lambda: by(lambda f: family(f) if rank else 'one'))
     yield 'other known rows', lambda: error_of(other_known)
     yield 'no group', lambda: error_of(lambda: by(lambda f: None if rank==size-1 else 'one'))
-    yield 'other splits', lambda: error_of(lambda: measure_stats(loaders(splitter=RandomSplitter(seed=rank)).train, **quiet))
+    yield 'other splits', lambda: error_of(lambda: measure_stats(loaders(splitter=RandomSplitter(seed=rank)).train,
+        **quiet))
     yield 'other splits of tuples', lambda: error_of(lambda: measure_stats(tuples().train, **quiet))
-    yield 'mask raises', lambda: error_of(lambda: measure_stats(loaders().train, mask=lambda x: x[:, :1]>=0 if rank else 1//0, **quiet))
+    yield 'mask raises', lambda: error_of(lambda: measure_stats(loaders().train, mask=lambda x: x[:, :1]>=0
+        if rank else 1//0, **quiet))
 
 def tuples():
     "Loaders over (file, label) items"
-    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: L([(f, f.parent.name) for f in files(p)]), get_x=ItemGetter(0), get_y=ItemGetter(1),
+    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: L([(f, f.parent.name) for f in files(p)]),
+                     get_x=ItemGetter(0), get_y=ItemGetter(1),
                      splitter=RandomSplitter(seed=rank), item_tfms=Resize(12)).dataloaders(path, bs=4, num_workers=0)
 
 def other_known():

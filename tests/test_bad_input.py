@@ -1,4 +1,5 @@
-"What goes wrong in practice gives one sentence that says what to do: from the API as an exception, from the command as one line"
+"""What goes wrong in practice gives one sentence that says what to do: from the API as an exception, from the command
+as one line"""
 
 import gc,json,os,subprocess,sys,tempfile
 from pathlib import Path
@@ -35,7 +36,8 @@ def last_for_validation(items): return list(range(len(items)-1)),list(range(len(
 
 def block(splitter=last_for_validation, **kwargs):
     "Label: the folder; files in order of their names"
-    return DataBlock(**{**dict(blocks=(ImageBlock, CategoryBlock), get_items=sorted_files, get_y=parent_label, splitter=splitter,
+    return DataBlock(**{**dict(blocks=(ImageBlock, CategoryBlock), get_items=sorted_files, get_y=parent_label,
+                               splitter=splitter,
                                item_tfms=Resize(8, method='squish')), **kwargs})
 
 def one_sentence(e):
@@ -101,7 +103,8 @@ def test_only_other_files(tmp_path, normstats):
 def test_no_training_images(tmp_path, normstats):
     path = folder(tmp_path)
     (path/'train').mkdir()
-    fails(ValueError, 'no training images: the splitter put all 6', block(FuncSplitter(lambda f: True)).fit_stats, path, **quiet, **small)
+    fails(ValueError, 'no training images: the splitter put all 6', block(FuncSplitter(lambda f: True)).fit_stats,
+          path, **quiet, **small)
     refused(normstats, 'no training images', 'fit', path, '--train-folder', 'train')
 
 def test_empty_training_loader(tmp_path):
@@ -153,7 +156,8 @@ def jpegs(path):
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('which', [0, 3], ids=['first', 'later'])
-@pytest.mark.parametrize('suffix,damage', [('png', truncate), ('jpg', truncate), ('png', text), ('jpg', empty), ('png', binary)],
+@pytest.mark.parametrize('suffix,damage', [('png', truncate), ('jpg', truncate), ('png', text), ('jpg', empty),
+                                           ('png', binary)],
                          ids=lambda o: getattr(o, '__name__', o))
 def test_unreadable_file_is_named(tmp_path, suffix, damage, which, num_workers):
     "Also the first training file, which fastai itself opens before any measuring"
@@ -272,7 +276,8 @@ def test_channel_counts_that_differ_between_batches():
 def test_files_of_different_sizes(tmp_path):
     path = folder(tmp_path)
     random_image(np.random.default_rng(0), 12).save(path/'a'/'000.png')
-    fails(ReadError, r'different sizes.*bring them to one size, e.g. `item_tfms=Resize', block(item_tfms=None).fit_stats,
+    fails(ReadError, r'different sizes.*bring them to one size, e.g. `item_tfms=Resize',
+          block(item_tfms=None).fit_stats,
         path, **quiet, bs=5, num_workers=0)
 
 @pytest.mark.parametrize('v,at,num_workers', [(float('nan'), i, 0) for i in range(9)]+[(float('inf'), 7, 0),
@@ -302,7 +307,8 @@ def test_nan_in_a_second_input_is_named():
         if i==bad: x[1,0,0] = torch.nan
         return TensorImage(x)
     def second(i): return load(i, bad=7)
-    db = DataBlock((TransformBlock(type_tfms=load), TransformBlock(type_tfms=second)), n_inp=2, splitter=IndexSplitter([]))
+    db = DataBlock((TransformBlock(type_tfms=load), TransformBlock(type_tfms=second)), n_inp=2,
+                   splitter=IndexSplitter([]))
     fails(ValueError, '^7: NaN', db.fit_stats, list(range(9)), **quiet, bs=3, num_workers=0)
 
 def test_nan_in_a_file_is_named_with_its_path(tmp_path):
@@ -366,7 +372,8 @@ def test_arguments(tmp_path, kwargs, match):
     dict(mean=torch.rand(1, 3, 1, 1), std=-torch.rand(1, 3, 1, 1))], ids=['0', 'negative'])
 def test_tensor_arguments(bad): fails(ValueError, '`std` must be above 0', DatasetStats, **bad)
 
-def test_from_stats_with_std_0(): fails(ValueError, '`std` must be above 0', DatasetStats.from_stats, (.5, .5), (1., 0.), cuda=False)
+def test_from_stats_with_std_0(): fails(ValueError, '`std` must be above 0', DatasetStats.from_stats, (.5, .5),
+                                        (1., 0.), cuda=False)
 
 @pytest.mark.parametrize('typo', [dict(batchsize=4), dict(num_wokers=0), dict(modle='resnet34'), dict(sed=1)], ids=str)
 def test_misspelt_keyword(tmp_path, typo):
@@ -380,17 +387,20 @@ def test_misspelt_keyword(tmp_path, typo):
     assert db.splitter is splitter and db.stats_choice is None
 
 @pytest.mark.parametrize('source', [3, None, object()], ids=['number', 'None', 'object'])
-def test_source_of_a_wrong_type(source): fails((TypeError, ValueError), '.', block().fit_stats, source, **quiet, **small)
+def test_source_of_a_wrong_type(source): fails((TypeError, ValueError), '.', block().fit_stats, source, **quiet,
+                                               **small)
 
 def test_setups_of_what_is_no_loader():
-    db = DataBlock(TransformBlock(type_tfms=[lambda i: TensorImage(torch.rand(3, 8, 8)), DatasetStats(**quiet)]), n_inp=1,
+    db = DataBlock(TransformBlock(type_tfms=[lambda i: TensorImage(torch.rand(3, 8, 8)), DatasetStats(**quiet)]),
+                   n_inp=1,
         splitter=IndexSplitter([]))
     fails(TypeError, 'put it into `batch_tfms`', db.dataloaders, list(range(5)), **small)
 
 def test_added_to_loaders_that_exist(tmp_path):
     "fastai gives it no loader there, and would fail at the first batch only"
     dls = block().dataloaders(folder(tmp_path), **small)
-    fails(ValueError, r'got no loader to measure.*`dls.fit_stats\(\)`', dls.add_tfms, [DatasetStats(**quiet)], 'after_batch')
+    fails(ValueError, r'got no loader to measure.*`dls.fit_stats\(\)`', dls.add_tfms, [DatasetStats(**quiet)],
+          'after_batch')
 
 def test_beside_another_normalize(tmp_path):
     db = block(batch_tfms=[DatasetStats(**quiet), Normalize.from_stats(*imagenet_stats)])
@@ -441,7 +451,8 @@ def test_command_line(normstats, args, match): refused(normstats, match, *args)
     (['--tol', 'nan'],                'tol'),
     (['--out', 'none/c.json'],        'cannot write none/c.json'),
     (['--plot', 'none/c.png'],        'cannot write none/c.png')], ids=str)
-def test_fit_options(tmp_path, normstats, args, match): refused(normstats, match, 'fit', folder(tmp_path), '--size', 8, *args)
+def test_fit_options(tmp_path, normstats, args, match): refused(normstats, match, 'fit', folder(tmp_path), '--size', 8,
+    *args)
 
 def test_empty_words_are_not_left_out(tmp_path, normstats, monkeypatch):
     "`--train-folder \"$UNSET\"` must not measure a random part instead, nor an empty PATH the current folder"
@@ -473,11 +484,13 @@ def test_failed_fit_writes_nothing(tmp_path, normstats):
 
 def foreign(**kwargs): return json.dumps({**choose_stats(1, stats='imagenet').to_dict(), **kwargs}).encode()
 
-@pytest.mark.parametrize('content', [b'', b'{', b'\xff\xfe\x00\x9f'*9, b'[1, 2]', b'3', b'{"mean": [0.5], "std": [0.2]}',
+@pytest.mark.parametrize('content', [b'', b'{', b'\xff\xfe\x00\x9f'*9, b'[1, 2]', b'3',
+                                     b'{"mean": [0.5], "std": [0.2]}',
     foreign(version=9), foreign(format='other'),
     foreign(stats=None), foreign(stats=dict(mean=['x'], std=[1])), foreign(model=3), foreign(measured=dict(bins=1)),
     foreign(n_images='many')],
-    ids=['empty', 'half', 'binary', 'list', 'number', 'foreign', 'version', 'format', 'null', 'words', 'model', 'measured', 'n_images'])
+    ids=['empty', 'half', 'binary', 'list', 'number', 'foreign', 'version', 'format', 'null', 'words', 'model',
+         'measured', 'n_images'])
 def test_show_of_what_is_no_choice(tmp_path, normstats, content):
     f = tmp_path/'c.json'
     f.write_bytes(content)
@@ -500,7 +513,8 @@ def test_interrupted_command(tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines())==1
 
 def start(*args, code='from fastai_normstats.cli import main; raise SystemExit(main())'):
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
 
 def ended(p): return (*p.communicate(), p.returncode)
 
@@ -525,7 +539,8 @@ raise SystemExit(status)
 
 @pytest.mark.parametrize('args,status,out', [(['--help'], 0, 'fit'), (['--version'], 0, fastai_normstats.__version__),
     (['fit', '--help'], 0, '--valid-pct'),
-    (['show', '--help'], 0, 'FILE'), (['demo', '--help'], 0, '--size'), ([], 1, ''), (['fit', '.', '--size', '0'], 1, '')], ids=str)
+    (['show', '--help'], 0, 'FILE'), (['demo', '--help'], 0, '--size'), ([], 1, ''),
+    (['fit', '.', '--size', '0'], 1, '')], ids=str)
 def test_help_does_not_import_torch(args, status, out):
     "Answers at once"
     got,err,code = ended(start(*args, code=no_torch))

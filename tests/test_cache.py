@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fastai.vision.all import (Brightness,CategoryBlock,ColReader,DataBlock,Datasets,ImageBlock,IndexSplitter,IntToFloatTensor,
+from fastai.vision.all import (Brightness,CategoryBlock,ColReader,DataBlock,Datasets,ImageBlock,IndexSplitter,
+                               IntToFloatTensor,
                                PILImage,Resize,TensorImage,ToTensor,Transform,aug_transforms)
 from PIL import Image
 
@@ -16,7 +17,8 @@ from fastai_normstats import cache as C
 from fastai_normstats.all import DatasetStats,StatsChoice
 from fastai_normstats.fingerprint import Fingerprint
 from fastai_normstats.measure import measure_stats
-from helpers import bits,cache_entries as entries,fitted_choice,image_block,image_folder,no_address,png_files as files,random_image
+from helpers import (bits,cache_entries as entries,fitted_choice,image_block,image_folder,no_address,
+                     png_files as files,random_image)
 from test_fingerprint import phase,set_world,told
 
 small,quiet,held_out = dict(bs=4, num_workers=0),dict(verbose=False),range(0, 24, 4)
@@ -94,7 +96,8 @@ def test_many_writers_at_once(tmp_path):
 def table(folder): return pd.DataFrame(dict(file=[str(f) for f in files(folder)], label=list('ab')*12))
 
 def fit_table(df, get_x=ColReader('file'), splitter=IndexSplitter(held_out)):
-    db = DataBlock((ImageBlock, CategoryBlock), get_x=get_x, get_y=ColReader('label'), splitter=splitter, item_tfms=Resize(12))
+    db = DataBlock((ImageBlock, CategoryBlock), get_x=get_x, get_y=ColReader('label'), splitter=splitter,
+                   item_tfms=Resize(12))
     return db.fit_stats(df, **own, **small).stats_choice
 
 def test_tables(table, passes):
@@ -183,11 +186,13 @@ def test_an_image_removed_and_another_order(sixty):
 
 def patient(f): return int(f.stem)//3
 
-@pytest.mark.parametrize('first, then', [({}, dict(groups=patient)), (dict(groups=patient), {}), ({}, dict(seed=3)), ({}, dict(tol=.01)),
+@pytest.mark.parametrize('first, then', [({}, dict(groups=patient)), (dict(groups=patient), {}), ({}, dict(seed=3)),
+                                         ({}, dict(tol=.01)),
     (dict(groups=patient), dict(groups=lambda f: int(f.stem)//5)), (dict(tol=.01), {}), ({}, dict(max_images=20)),
     ({}, dict(max_images=20, groups=patient))], ids=no_address)
 def test_asked_otherwise(sixty, first, then):
-    "Other groups, another tolerance, order or limit of a set that is known wholly: nothing is read, the numbers are a pass's"
+    """Other groups, another tolerance, order or limit of a set that is known wholly: nothing is read, the numbers are
+    a pass's"""
     reading(sixty, **first)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # few images
@@ -371,7 +376,8 @@ def test_damaged_entry(folder, passes, cache_home, name):
         warnings.simplefilter('error')
         assert bits(fit(folder))==bits(first) and len(passes)==2
 
-elsewhere = [k for k in [*faults, *forgeries] if k not in ('folder', 'rows beyond', 'other keys')]  # these say nothing of other sets
+elsewhere = [k for k in [*faults, *forgeries] if k not in ('folder', 'rows beyond',
+    'other keys')]  # these say nothing of other sets
 
 @pytest.mark.parametrize('name', elsewhere)
 def test_damaged_entry_of_another_fold(sixty, cache_home, name):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.progress import *
-from fastai.data.all import (Categorize, CategoryBlock, DataBlock, DataLoaders, Datasets, IndexSplitter, IntToFloatTensor, L, Normalize,
+from fastai.data.all import (Categorize, CategoryBlock, DataBlock, DataLoaders, Datasets, IndexSplitter,
+                             IntToFloatTensor, L, Normalize,
                              TfmdDL, ToTensor, Transform, get_image_files, parent_label)
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
@@ -49,7 +50,8 @@ def stats_of(dl):
 
 def pixels(files): return np.stack([np.asarray(Image.open(f)) for f in files]).transpose(0, 3, 1, 2)
 
-def batch(*shape, seed=0, kind=TensorImage): return kind(torch.rand(*shape, generator=torch.Generator().manual_seed(seed)))
+def batch(*shape, seed=0, kind=TensorImage):
+    return kind(torch.rand(*shape, generator=torch.Generator().manual_seed(seed)))
 
 def close(got, want, rtol=1e-6, atol=1e-6):
     got,want = (np.asarray(o.detach().cpu() if torch.is_tensor(o) else o, dtype=np.float64) for o in (got, want))
@@ -67,7 +69,8 @@ def vec(v, ndim=4, dim=1): return np.array(v, dtype=np.float64).reshape([-1 if i
     ((5, 3, 9),       dict(ndim=3)),
     ((3, 7, 6),       dict(ndim=3, dim=0)),
     ((5, 3, 7, 6),    dict(ndim=3, dim=0)),
-    ((5, 7, 6, 3),    dict(dim=3))], ids=['images', 'volumes', 'signals', 'one image', 'no batch axis', 'channels last'])
+    ((5, 7, 6, 3),    dict(dim=3))],
+    ids=['images', 'volumes', 'signals', 'one image', 'no batch axis', 'channels last'])
 def test_values(cls, shape, kwargs):
     "(x - mean)/std, and back"
     x,tfm = batch(*shape),given(cls, **kwargs)
@@ -89,7 +92,8 @@ def test_number_of_statistics(cls, mean, std, shape):
 @both
 def test_statistics_per_pixel(cls):
     "A mean image, as Normalize takes whatever broadcasts over a batch"
-    x,mean,std = batch(5, 3, 7, 6),batch(1, 3, 7, 6, seed=1, kind=torch.Tensor),batch(1, 3, 7, 6, seed=2, kind=torch.Tensor)+.1
+    x,mean,std = batch(5, 3, 7, 6),batch(1, 3, 7, 6, seed=1, kind=torch.Tensor), \
+        batch(1, 3, 7, 6, seed=2, kind=torch.Tensor)+.1
     close(cls(mean, std)(x), (x.double().numpy()-mean.double().numpy())/std.double().numpy(), atol=1e-5)
 
 @both
@@ -150,7 +154,8 @@ def test_numbers_that_are_trained():
     close(d.mean.grad, n.mean.grad, 1e-4), close(d.std.grad, n.std.grad, 1e-4)
 
 def test_large_mean_against_std():
-    "Hounsfield units of one tissue, 12-bit values: adding a shift would lose digits, so the formula stays to the letter"
+    """Hounsfield units of one tissue, 12-bit values: adding a shift would lose digits, so the formula stays to the
+    letter"""
     x,stats = TensorImage(batch(2, 1, 9, 9)*50-1000),([-1000.], [20.])
     assert torch.equal(given(DatasetStats, *stats)(x), given(Normalize, *stats)(x))
 
@@ -193,7 +198,8 @@ def test_tuples(cls):
 
 @both
 @pytest.mark.parametrize('split_idx', [None, 0, 1])
-def test_all_splits(cls, split_idx): close(given(cls)(batch(2, 3, 5, 5), split_idx=split_idx), given(cls)(batch(2, 3, 5, 5)), atol=0)
+def test_all_splits(cls, split_idx): close(given(cls)(batch(2, 3, 5, 5), split_idx=split_idx),
+                                           given(cls)(batch(2, 3, 5, 5)), atol=0)
 
 # --- fitting
 
@@ -247,7 +253,8 @@ def test_every_way_in(cls, folder, kind, maker, monkeypatch):
     tfm = partial(fresh, cls)() if 'instance' in kind else cls
     if cls is DatasetStats and tfm is cls: monkeypatch.setitem(cls.__init__.__kwdefaults__, 'verbose', False)
     tfms = tfm if 'bare' in kind else [tfm]
-    if 'class' in kind and maker=='Datasets': pytest.skip('fastai makes an instance per loader, and fits the first only')
+    if 'class' in kind and maker=='Datasets': pytest.skip('fastai makes an instance per loader, and fits the first '
+        'only')
     if maker=='DataBlock':
         db  = DataBlock((ImageBlock, CategoryBlock), get_items=sorted_files, get_y=parent_label, batch_tfms=tfms)
         dls = db.dataloaders(folder, **cpu)
@@ -258,7 +265,8 @@ def test_every_way_in(cls, folder, kind, maker, monkeypatch):
         dls = block(blocks=(b, CategoryBlock)).dataloaders(folder, **cpu)
     if maker=='Datasets':
         dls = block().datasets(folder).dataloaders(after_item=ToTensor, after_batch=[IntToFloatTensor, *L(tfms)], **cpu)
-    if maker=='ImageDataLoaders': dls = ImageDataLoaders.from_folder(folder, valid_pct=.25, seed=0, batch_tfms=tfms, **cpu)
+    if maker=='ImageDataLoaders': dls = ImageDataLoaders.from_folder(folder, valid_pct=.25, seed=0, batch_tfms=tfms,
+        **cpu)
     for dl in dls.loaders: assert type(stats_of(dl)) is cls and stats_of(dl).mean.shape==(1, 3, 1, 1)
     assert dls.valid.one_batch()[0].shape==(4, 3, 16, 16)
 
@@ -266,22 +274,26 @@ def as_list(tl): return [tl[i] for i in range(len(tl))]
 
 @both
 @pytest.mark.parametrize('kind', ['lists', 'subsets', 'Datasets'])
-@pytest.mark.parametrize('kwargs', [{}, dict(shuffle=False), dict(shuffle=True, drop_last=False), dict(device='cpu')], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(shuffle=False), dict(shuffle=True, drop_last=False), dict(device='cpu')],
+                         ids=str)
 def test_from_dsets(cls, folder, kind, kwargs):
     "The first dataset is the one to train on, shuffled or not: the others get its statistics"
     ds = block().datasets(folder)
     if kind=='lists':    dsets = [as_list(ds.train), as_list(ds.valid)]
     if kind=='subsets':  dsets = [ds.train, ds.valid]
-    if kind=='Datasets': dsets = [Datasets(s.items, [PILImage.create, [parent_label, Categorize()]]) for s in (ds.train, ds.valid)]
+    if kind=='Datasets': dsets = [Datasets(s.items, [PILImage.create, [parent_label, Categorize()]])
+                                  for s in (ds.train, ds.valid)]
     set_seed(0)
-    def loaders(): return DataLoaders.from_dsets(*dsets, bs=18, num_workers=0, after_item=ToTensor, after_batch=[IntToFloatTensor, fresh(cls)], **kwargs)
+    def loaders(): return DataLoaders.from_dsets(*dsets, bs=18, num_workers=0, after_item=ToTensor,
+                                                 after_batch=[IntToFloatTensor, fresh(cls)], **kwargs)
     if cls is DatasetStats and kind!='subsets' and kwargs.get('shuffle') and not kwargs.get('drop_last', True):
         with pytest.warns(UserWarning, match='nothing tells this loader from a training loader'): loaders()
         return  # another fold, or a validation set? it is taken for the one and says so
     dls = loaders()
     x = pixels(ds.train.items)/255
     for dl in dls.loaders:
-        close(stats_of(dl).mean.flatten(), x.mean((0, 2, 3)), rtol=1e-5), close(stats_of(dl).std.flatten(), x.std((0, 2, 3)), rtol=1e-3)
+        close(stats_of(dl).mean.flatten(), x.mean((0, 2, 3)), rtol=1e-5), close(stats_of(dl).std.flatten(),
+            x.std((0, 2, 3)), rtol=1e-3)
 
 @both
 def test_without_a_validation_split(cls, folder):
@@ -312,7 +324,8 @@ def test_access_by_name(cls, folder):
     dls = block(fresh(cls)).dataloaders(folder, **cpu)
     for dl in (*dls.loaders, dls.test_dl(sorted_files(folder)[:3]), dls.train.new(), dls.new_empty().train):
         tfm = getattr(dl.after_batch, name)
-        assert tfm is stats_of(dl) and torch.equal(dl.after_batch.mean, tfm.mean) and torch.equal(dl.after_batch.std, tfm.std)
+        assert tfm is stats_of(dl) and torch.equal(dl.after_batch.mean, tfm.mean)
+        assert torch.equal(dl.after_batch.std, tfm.std)
 
 @both
 def test_pipeline_decodes(cls):
@@ -354,14 +367,16 @@ def test_on_gpu(cls, folder, tmp_path):
     for dl in dls.loaders: assert stats_of(dl).mean.is_cuda and stats_of(dl).std.is_cuda and dl.one_batch()[0].is_cuda
     x = dls.valid.one_batch()[0]
     for o in (x, x.cpu()): close(stats_of(dls.valid).decode(o), pixels(dls.valid_ds.items[:4])/255, atol=1e-5)
-    for d in ('cpu', 'cuda', 'cpu'): assert dls.to(d).valid.one_batch()[0].device.type==stats_of(dls.valid).mean.device.type==d
+    for d in ('cpu', 'cuda', 'cpu'):
+        assert dls.to(d).valid.one_batch()[0].device.type==stats_of(dls.valid).mean.device.type==d
     learn = tiny_learner(dls.to('cuda'), tmp_path)
     with learn.no_bar():
         want = learn.get_preds(dl=learn.dls.test_dl(dls.valid_ds.items))[0]
         learn.export('learn.pkl')
     again = load_learner(tmp_path/'learn.pkl')
     assert stats_of(again.dls.valid).mean.device.type=='cpu'
-    with again.no_bar(): close(again.get_preds(dl=again.dls.test_dl(dls.valid_ds.items, num_workers=0))[0], want, atol=1e-4)
+    with again.no_bar(): close(again.get_preds(dl=again.dls.test_dl(dls.valid_ds.items, num_workers=0))[0], want,
+                               atol=1e-4)
 
 # --- copies
 
@@ -411,7 +426,8 @@ def test_derived_loaders(cls, folder):
     dls  = block(fresh(cls)).dataloaders(folder, **cpu)
     mean,std = (getattr(stats_of(dls.train), k).double().numpy() for k in ('mean', 'std'))
     files = dls.valid_ds.items
-    for dl in (dls.valid, dls.valid.new(bs=3), dls.valid.new(shuffle=False, drop_last=False), dls.train.new(dls.valid_ds, shuffle=False),
+    for dl in (dls.valid, dls.valid.new(bs=3), dls.valid.new(shuffle=False, drop_last=False),
+               dls.train.new(dls.valid_ds, shuffle=False),
                dls.test_dl(files), dls.test_dl(files, with_labels=True), dls.test_dl(list(map(str, files))),
                dls.test_dl([PILImage.create(f) for f in files]), dls.new_empty().test_dl(files)):
         x = torch.cat([b[0] for b in dl])[:len(files)]
@@ -447,7 +463,8 @@ def test_images_as_targets_are_normalised_too(cls, folder, img, c):
 @both
 def test_masks_are_left_alone(cls, folder):
     def mask(f): return (np.asarray(Image.open(f))[...,0]//64).astype(np.uint8)
-    dls = block(fresh(cls), blocks=(ImageBlock, MaskBlock(codes=['a', 'b', 'c', 'd'])), get_y=mask).dataloaders(folder, **cpu)
+    dls = block(fresh(cls), blocks=(ImageBlock, MaskBlock(codes=['a', 'b', 'c', 'd'])),
+                get_y=mask).dataloaders(folder, **cpu)
     x,y = dls.valid.one_batch()
     assert type(y) is TensorMask and y.tolist()==[mask(f).tolist() for f in dls.valid_ds.items[:4]]
 
@@ -462,7 +479,8 @@ def test_summary_runs(cls, folder, capsys):
 
 def tiny_learner(dls, path):
     set_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(4, 2))
     return Learner(dls, model, CrossEntropyLossFlat(), path=path)
 
 @both

@@ -1,4 +1,5 @@
-"Fits on 1, 2 and 3 processes (gloo): the same numbers as on one, the same bits on all, and an error on one is an error on all"
+"""Fits on 1, 2 and 3 processes (gloo): the same numbers as on one, the same bits on all, and an error on one is an
+error on all"""
 
 import json,os,re,subprocess,sys,time
 from pathlib import Path
@@ -9,12 +10,14 @@ import torch.distributed as dist
 from helpers import image_folder
 from PIL import Image
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason='torch was built without gloo')
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(),
+                                reason='torch was built without gloo')
 
 def torchrun(n, *args):
     "Run a script on `n` processes; the completed process"
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), *map(str, args)],
+    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n),
+                           *map(str, args)],
                           capture_output=True, text=True, timeout=300, env=env)
 
 script = Path(__file__).parent/'on_ranks.py'
@@ -33,7 +36,8 @@ def results(folder):
         return [json.loads((folder/f'{r}.json').read_text()) for r in range(n)]
     return {n: run(n) for n in (1, 2, 3)}
 
-passes = ['full', 'workers', 'two images', 'at most', 'groups', 'at most, groups', 'masked', 'slices', 'augmented', 'known',
+passes = ['full', 'workers', 'two images', 'at most', 'groups', 'at most, groups', 'masked', 'slices', 'augmented',
+          'known',
           'all known', 'stopped', 'stopped, groups', 'all_reduce']
 
 @pytest.mark.parametrize('n', [2, 3])
@@ -60,10 +64,12 @@ def test_counts(results):
 def test_exact(results, folder):
     "Against numpy over the training files"
     files = [f for i,f in enumerate(sorted(folder.rglob('*.png'))) if i not in (0, 4, 8)]
-    x = np.stack([np.asarray(Image.open(f).convert('RGB').resize((12, 12), Image.Resampling.BILINEAR), dtype=np.float64) for f in files])/255
+    x = np.stack([np.asarray(Image.open(f).convert('RGB').resize((12, 12), Image.Resampling.BILINEAR),
+                             dtype=np.float64) for f in files])/255
     for n in (2, 3):
         mean,std = (results[n][1]['fit']['choices'][0]['stats'][k] for k in ('mean', 'std'))
-        np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-6), np.testing.assert_allclose(std, x.std((0, 1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(mean, x.mean((0, 1, 2)),
+                                   rtol=1e-6), np.testing.assert_allclose(std, x.std((0, 1, 2)), rtol=1e-6)
         bright,masked = np.float32(x[...,0])>np.float32(.4),results[n][1]['masked']
         assert (masked['n_images'], masked['n_pixels'])==(bright.any((1, 2)).sum(), bright.sum())
         np.testing.assert_allclose(masked['mean'], x[bright].mean(0), rtol=1e-6)
@@ -89,7 +95,8 @@ def test_an_error_on_one_is_an_error_on_all(results, what, match, n):
         assert re.search(match, message) and '\n' not in message and seconds<60
     kinds = {r[what][0] for r in results[n]}
     if what in ('unreadable', 'mask raises', 'no group'):
-        assert sum(re.match(r'rank \d failed with ', r[what][1]) is not None for r in results[n])==n-1 and 'RuntimeError' in kinds
+        assert sum(re.match(r'rank \d failed with ', r[what][1]) is not None
+                   for r in results[n])==n-1 and 'RuntimeError' in kinds
 
 def test_uncaught_error_ends_all(folder):
     "Nobody catches it: all processes end, with the message, and the others would have gone on reading"

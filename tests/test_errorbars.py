@@ -27,7 +27,8 @@ def moments_only(monkeypatch):
 # --- calibration
 
 class Images:
-    "A population of images with means and stds of their own and pixels in clumps of four; `kinds`: (share, side, lowest and highest mean, the same for std)"
+    """A population of images with means and stds of their own and pixels in clumps of four; `kinds`: (share, side,
+    lowest and highest mean, the same for std)"""
     def __init__(self, *kinds):
         self.kinds = kinds
         share,side = (np.array([k[i] for k in kinds]) for i in (0, 1))
@@ -48,12 +49,14 @@ class Images:
             yield x[...,None,:,None].expand(-1, -1, -1, 2, -1, 2).flatten(4).flatten(2, 3)
 
 alike   = Images((1., 20, (.1, .7), (.02, .3)))
-unequal = Images((.5, 16, (.1, .5), (.02, .2)), (.3, 20, (.3, .7), (.02, .3)), (.2, 32, (.4, .9), (.1, .3)))  # large ones are brighter
+unequal = Images((.5, 16, (.1, .5), (.02, .2)), (.3, 20, (.3, .7), (.02, .3)),
+                 (.2, 32, (.4, .9), (.1, .3)))  # large ones are brighter
 
 @pytest.mark.parametrize('kinds', [alike, unequal], ids=['one size', 'three sizes'])
 @pytest.mark.parametrize('n', [200, 500, 2000])
 def test_intervals_cover_what_they_say(moments_only, n, kinds):
-    "1,000 data sets of `n` images (100 times 10 channels): nominal 95 % intervals hold the truth in 93–97 %, those of pixels in under 20 %"
+    """1,000 data sets of `n` images (100 times 10 channels): nominal 95 % intervals hold the truth in 93–97 %, those
+    of pixels in under 20 %"""
     g,inside = torch.Generator().manual_seed(0),[]
     for _ in range(100):
         rs = RunningStats()
@@ -181,7 +184,8 @@ def test_standard_errors_of_real_patients():
 
 # --- the stop rule
 
-def measure(images, bs=512, **kwargs): return measure_stats(Ready(images, bs=bs, shuffle=True, num_workers=0), verbose=False, **kwargs)
+def measure(images, bs=512, **kwargs): return measure_stats(Ready(images, bs=bs, shuffle=True, num_workers=0),
+    verbose=False, **kwargs)
 
 def test_a_large_set_is_not_read_wholly():
     greys = Greys(200_000)
@@ -196,7 +200,8 @@ def test_a_large_set_is_not_read_wholly():
     np.testing.assert_allclose(full.mean, mean, rtol=1e-6), np.testing.assert_allclose(full.std, std, rtol=1e-6)
 
 def test_stated_half_widths_hold(moments_only):
-    "200 orders of the same 200,000 images: the true mean and std lie inside at least 93 times in 100, although the rule chooses when to stop"
+    """200 orders of the same 200,000 images: the true mean and std lie inside at least 93 times in 100, although the
+    rule chooses when to stop"""
     greys,inside,read = Greys(200_000),[],[]
     truth = torch.stack(greys.truth)
     for seed in range(200):
@@ -237,7 +242,8 @@ def test_looks_grow():
     assert (np.diff(steps)>=0).all() and (np.array(looks)%3072==0).all() and len(looks)<45
 
 def test_a_prefix_is_a_random_sample():
-    "Images sorted by brightness, as folders of classes are: the first 12,000 of the list would know nothing of the rest"
+    """Images sorted by brightness, as folders of classes are: the first 12,000 of the list would know nothing of the
+    rest"""
     greys = Greys(100_000)
     greys.grey = greys.grey.sort(0).values
     mean,std = greys.truth
@@ -265,7 +271,8 @@ def test_why_says_how_much_was_read():
     greys = Greys(400_000)
     rs = measure(greys)
     choice = choose_stats(400_000, rs, pretrained=False)
-    assert f"{rs.n_images:,} of 400,000 images, mean known to ±{100*(rs.half_widths()[0]/rs.std).max():.2g} % of σ" in choice.why
+    known = 100*(rs.half_widths()[0]/rs.std).max()
+    assert f"{rs.n_images:,} of 400,000 images, mean known to ±{known:.2g} % of σ" in choice.why
     assert f"{rs.n_images:,} of 400,000" in choice.stats.source and not choice.warnings
     rough = choose_stats(400_000, measure(greys, max_images=100), pretrained=False)
     assert 'rest on 100 of 400,000 images and are rough' in rough.warnings[0]
@@ -325,7 +332,8 @@ def test_a_batch_in_memory_that_is_used_again():
             return TensorImage(res),
     greys = Greys(3_000)
     rs = measure_stats(Reused(greys, bs=64, num_workers=0), tol=0, verbose=False)
-    np.testing.assert_allclose(rs.mean, greys.truth[0], rtol=1e-6), np.testing.assert_allclose(rs.std, greys.truth[1], rtol=1e-6)
+    np.testing.assert_allclose(rs.mean, greys.truth[0], rtol=1e-6), np.testing.assert_allclose(rs.std, greys.truth[1],
+        rtol=1e-6)
 
 @pytest.mark.parametrize('kind,top', [(torch.uint16, 65535.), (torch.int16, 32767.), (torch.uint8, 255.)], ids=str)
 def test_integer_images(kind, top):
@@ -338,7 +346,8 @@ def test_integer_images(kind, top):
 # --- masks that leave little
 
 def test_mask_that_leaves_nothing():
-    with pytest.raises(ValueError, match='none of the 4,000 images has a pixel that counts'): measure(Greys(4_000), bs=64, mask=lambda x: x[:, :1]>9)
+    with pytest.raises(ValueError, match='none of the 4,000 images has a pixel that counts'):
+        measure(Greys(4_000), bs=64, mask=lambda x: x[:, :1]>9)
 
 def test_mask_that_leaves_nothing_at_first():
     "At the first look there is nothing to judge by; the pass goes on"
@@ -351,4 +360,5 @@ def test_mask_that_leaves_nothing_at_first():
 
 def test_one_image_cannot_say_how_well():
     choice = choose_stats(6_000, measure(Greys(6_000), max_images=1), pretrained=False)
-    assert 'measured on 1 of 6,000 images, too few to say how well' in choice.why and 'nan' not in choice.why and 'rough' in choice.warnings[0]
+    assert 'measured on 1 of 6,000 images, too few to say how well' in choice.why and 'nan' not in choice.why
+    assert 'rough' in choice.warnings[0]

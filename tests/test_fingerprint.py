@@ -1,6 +1,7 @@
 "What changes pixels is noticed, what does not is not, and no object that fastai can work with stops a fit"
 
-import ctypes,dataclasses,datetime,functools,importlib,io,itertools,json,logging,mmap,os,random,re,sqlite3,subprocess,sys,threading
+import ctypes,dataclasses,datetime,functools,importlib,io,itertools,json,logging,mmap,os,random,re,sqlite3
+import subprocess,sys,threading
 import time,types,weakref,zipfile
 from collections import OrderedDict,defaultdict,namedtuple
 from copy import deepcopy
@@ -15,13 +16,15 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import (Brightness,CategoryBlock,ColReader,Datasets,ImageBlock,IndexSplitter,IntToFloatTensor,
-                               PILImage,PILImageBW,Pipeline,Resize,TensorImage,TfmdDL,ToTensor,Transform,aug_transforms,fa_collate)
+                               PILImage,PILImageBW,Pipeline,Resize,TensorImage,TfmdDL,ToTensor,Transform,
+                               aug_transforms,fa_collate)
 from PIL import Image,ImageDraw,ImageFilter,ImageFont,ImageOps
 from torch import nn
 
 from fastai_normstats.all import DatasetStats
 from fastai_normstats.fingerprint import Fingerprint,Look,describe,digest,item_keys,look,recipe,value_keys
-from helpers import bits,cache_entries as entries,fitted_choice,image_block,image_folder,no_address,png_files as files,random_image
+from helpers import (bits,cache_entries as entries,fitted_choice,image_block,image_folder,no_address,
+                     png_files as files,random_image)
 
 small = dict(bs=4, num_workers=0)
 own = dict(stats='custom', verbose=False)
@@ -73,7 +76,8 @@ def test_measured_again(folder, passes, name):
     fit(folder, **kwargs)
     assert len(passes)==2
 
-@pytest.mark.parametrize('name, a, b', [('max_rotate', 10, 11), ('p_affine', .75, .76), ('p_lighting', .01, .02), ('max_zoom', 1.1, 1.11),
+@pytest.mark.parametrize('name, a, b', [('max_rotate', 10, 11), ('p_affine', .75, .76), ('p_lighting', .01, .02),
+                                        ('max_zoom', 1.1, 1.11),
                                         ('mult', 1., 1.01)])
 def test_another_parameter_or_probability(folder, passes, name, a, b):
     for v in (a, a, b): fit(folder, batch_tfms=aug_transforms(**{name: v}))
@@ -114,12 +118,15 @@ edits = dict(
     operator   = "def f(x): return x*1. if BY==.5 else x/1.",
     closure    = "def g(by):\n  return lambda x: x*by\nf = g(BY)",
     decorated  = "import functools\n@functools.lru_cache\ndef f(x): return x*BY",
-    wrapped    = "import functools\ndef d(g):\n  @functools.wraps(g)\n  def h(x): return g(x)\n  return h\n@d\ndef f(x): return x*BY",
+    wrapped    = "import functools\ndef d(g):\n  @functools.wraps(g)\n  def h(x): return g(x)\n  return h\n@d\ndef "
+                 "f(x): return x*BY",
     in_partial = "import functools\ndef g(x, by): return x*by\nf = functools.partial(g, by=BY)",
     method     = "class A:\n  def __call__(self, x): return x*BY\nf = A()",
     a_property = "class A:\n  @property\n  def by(self): return BY\n  def __call__(self, x): return x*self.by\nf = A()",
-    of_a_base  = "class A:\n  def g(self, x): return x*BY\nclass B(A):\n  def __call__(self, x): return self.g(x)\nf = B()",
-    argument   = "class A:\n  def __init__(self, by): self.by = by\n  def __call__(self, x): return x*self.by\nf = A(BY)",
+    of_a_base  = "class A:\n  def g(self, x): return x*BY\nclass B(A):\n  def __call__(self, x): return self.g(x)\nf "
+                 "= B()",
+    argument   = "class A:\n  def __init__(self, by): self.by = by\n  def __call__(self, x): return x*self.by\nf = "
+                 "A(BY)",
     slot       = "class A:\n  __slots__ = 'by',\n  def __init__(self, by): self.by = by\n"
                  "  def __call__(self, x): return x*self.by\nf = A(BY)")
 
@@ -138,7 +145,8 @@ def test_own_function_that_becomes_a_transform(name):
     assert of(.5)==of(.5)!=of(.500001)
 
 def recipe_of(*tfms):
-    dl = Datasets([np.zeros((4, 4, 3), np.uint8)]*2, [[PILImage.create]]).dataloaders(after_item=ToTensor(), bs=2, num_workers=0).train
+    dl = Datasets([np.zeros((4, 4, 3), np.uint8)]*2, [[PILImage.create]]).dataloaders(after_item=ToTensor(), bs=2,
+        num_workers=0).train
     dl.after_item = Pipeline(tfms)
     return recipe(dl)
 
@@ -207,7 +215,8 @@ def by_reloading(tmp_path, m):
     (tmp_path/'own_module_to_reload.py').write_text('gain = .5')
     mod = importlib.import_module('own_module_to_reload')
     def change(m):
-        (tmp_path/'own_module_to_reload.py').write_text('gain = .250')  # of another size: no bytecode of before is taken
+        # of another size: no bytecode of before is taken
+        (tmp_path/'own_module_to_reload.py').write_text('gain = .250')
         importlib.reload(mod)
     return dict(batch_tfms=Apply(lambda x: x*importlib.import_module('own_module_to_reload').gain)), change
 
@@ -272,11 +281,15 @@ def exchanged(a, b):
 
 def loaded(by): return dict(dl_type=functools.partial(TfmdDL, create_batch=functools.partial(collate, by=by)))
 
-worlds = dict(a_global=by_global, globals=by_globals, class_attribute=by_class, module_function=by_function, factory=by_factory,
-    object=by_object, environment=by_environment, side_file=by_side_file, new_file=by_a_file_that_was_not_there, text=by_text,
+worlds = dict(a_global=by_global, globals=by_globals, class_attribute=by_class, module_function=by_function,
+              factory=by_factory,
+    object=by_object, environment=by_environment, side_file=by_side_file, new_file=by_a_file_that_was_not_there,
+    text=by_text,
     database=by_database, reloaded=by_reloading, patched_open=by_patched_open, patched_convert=by_patched_convert,
-    patched_resize=by_patched_resize, decoder=by_decoder, method=by_method, torchvision=by_torchvision, skimage=by_skimage,
-    attribute_of_str=by_attribute('str'), attribute_of_path=by_attribute('path'), attribute_of_tensor=by_attribute('tensor'))
+    patched_resize=by_patched_resize, decoder=by_decoder, method=by_method, torchvision=by_torchvision,
+    skimage=by_skimage,
+    attribute_of_str=by_attribute('str'), attribute_of_path=by_attribute('path'),
+    attribute_of_tensor=by_attribute('tensor'))
 swapped = dict(
     loader  = exchanged(loaded(2), loaded(4)),
     mat     = exchanged(dict(batch_tfms=Named(.5, True)), dict(batch_tfms=Named(.25, True))),
@@ -300,7 +313,8 @@ def test_what_changes_pixels_is_noticed(folder, passes, tmp_path, monkeypatch, n
     change(monkeypatch)
     assert bits(fitted().stats_choice)!=before and len(passes)==2
     if name in swapped: return  # the block still has the old ones
-    with pytest.warns(UserWarning, match='these loaders are not what `fit_stats` measured'): db.dataloaders(folder, **small)
+    with pytest.warns(UserWarning, match='these loaders are not what `fit_stats` measured'):
+        db.dataloaders(folder, **small)
     assert bits(db.stats_choice)==bits(fitted().stats_choice)!=before
 
 def test_what_a_mask_refers_to(folder, passes, monkeypatch):
@@ -317,7 +331,8 @@ def test_enums_by_value():
     assert describe(of(1))==describe(of(1))!=describe(of(2))
 
 def test_images_that_a_getter_finds(passes, tmp_path):
-    "Items are files, and a function says which others are read: one of these changes, which is not among those looked at"
+    """Items are files, and a function says which others are read: one of these changes, which is not among those
+    looked at"""
     big,pre = (image_folder(tmp_path/k, n=60) for k in ('big', 'pre'))
     def other(p): return Path(str(p).replace(str(big), str(pre)))
     def new(): return block(get_x=other, splitter=IndexSplitter([0]))
@@ -346,7 +361,8 @@ def test_used_again(folder, passes, name):
     if change: change(folder)
     assert bits(fit(folder, **kwargs))==bits(first) and len(passes)==1
 
-@pytest.mark.parametrize('kwargs', [dict(bs=8), dict(bs=1), dict(bs=4, num_workers=2), dict(bs=4, val_bs=2), dict(bs=4, shuffle=False)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(bs=8), dict(bs=1), dict(bs=4, num_workers=2), dict(bs=4, val_bs=2),
+                                    dict(bs=4, shuffle=False)], ids=str)
 @pytest.mark.parametrize('tfms', [[], aug_transforms()], ids=['plain', 'random'])
 def test_batch_size_and_workers(folder, passes, kwargs, tfms):
     fit(folder, batch_tfms=tfms)
@@ -356,7 +372,8 @@ def test_batch_size_and_workers(folder, passes, kwargs, tfms):
 def test_order_of_keyword_arguments(folder, passes):
     def tfms(aug, clamp): return [*aug_transforms(**aug), Apply(functools.partial(torch.clamp, **clamp))]
     a,b = dict(max_rotate=10, max_zoom=1.2),dict(max_zoom=1.2, max_rotate=10)
-    for aug,clamp in ((a, dict(min=0, max=1)), (b, dict(min=0, max=1)), (a, dict(max=1, min=0))): fit(folder, batch_tfms=tfms(aug, clamp))
+    for aug,clamp in ((a, dict(min=0, max=1)), (b, dict(min=0, max=1)),
+                      (a, dict(max=1, min=0))): fit(folder, batch_tfms=tfms(aug, clamp))
     assert len(passes)==1
 
 def test_renamed_local_variables(folder, passes):
@@ -383,7 +400,8 @@ def test_another_number_of_threads(folder, passes, tfms):
     assert len(passes)==1
 
 def test_counters(folder, passes):
-    "A transform that counts its calls, in an argument or elsewhere, does not make loaders other than those that were fitted"
+    """A transform that counts its calls, in an argument or elsewhere, does not make loaders other than those that
+    were fitted"""
     class Counts(Transform):
         order = 50
         def __init__(self, n=0): self.n,self.total = n,0
@@ -432,7 +450,8 @@ def test_counts_that_change_pixels(folder, passes, cache_home):
 
 def test_seeded_randomness_is_kept(folder, passes, cache_home):
     "Python's, numpy's and torch's global generators"
-    draws = (lambda x: x*random.uniform(.9, 1)), (lambda x: x*float(np.random.uniform(.9, 1))), (lambda x: x*torch.rand(1).item())
+    draws = (lambda x: x*random.uniform(.9, 1)), (lambda x: x*float(np.random.uniform(.9, 1))), \
+        (lambda x: x*torch.rand(1).item())
     for f in draws:
         n = len(passes)
         assert bits(fit(folder, batch_tfms=Apply(f)))==bits(fit(folder, batch_tfms=Apply(f))) and len(passes)==n+1
@@ -503,7 +522,8 @@ def test_without_a_cache_each_call_of_dataloaders_measures(folder, passes, cache
     first = db.dataloaders(folder, **small).stats_choice
     assert bits(db.dataloaders(folder, **small).stats_choice)==bits(first) and len(passes)==2
     change_all(folder)
-    assert bits(db.dataloaders(folder, **small).stats_choice)!=bits(first) and len(passes)==3 and not entries(cache_home)
+    assert bits(db.dataloaders(folder, **small).stats_choice)!=bits(first) and len(passes)==3
+    assert not entries(cache_home)
 
 # --- objects that a user's transforms hold
 
@@ -672,7 +692,8 @@ ordinary = {
     'slice':             batch(Holds(thing=slice(0, 8), use=lambda s, x: x[..., s, s])),
     'Ellipsis':          batch(Holds(thing=...)),
     'dtypes':            batch(Holds(thing=[torch.float32, np.dtype('int8'), np.float32], use=lambda d, x: x.to(d[0]))),
-    'dates':             batch(Holds(thing=[datetime.date(2020, 1, 1), datetime.datetime.now(), datetime.timedelta(1)])),
+    'dates':             batch(Holds(thing=[datetime.date(2020, 1, 1), datetime.datetime.now(),
+                                            datetime.timedelta(1)])),
     'Decimal':           batch(Holds(thing=Decimal('.5'), use=lambda d, x: x*float(d))),
     'font':              holds(lambda tmp_path: ImageFont.load_default()),
     'a font that writes': lambda tmp_path: on_pictures(write_on),
@@ -730,11 +751,13 @@ ordinary = {
     'generic class':     batch(Holds(thing=dict[str, list[int]])),
     'stubborn class':    batch(Holds(thing=OfStubborn())),
     'stubborn class itself': batch(Holds(thing=OfStubborn)),
-    'numbers of numpy':  batch(Holds(thing=[np.float64(.5), np.int8(1), np.bool_(True), np.str_('a'), np.datetime64(0, 's')])),
+    'numbers of numpy':  batch(Holds(thing=[np.float64(.5), np.int8(1), np.bool_(True), np.str_('a'),
+                                            np.datetime64(0, 's')])),
     'surrogates':        batch(Holds(thing='\udcff', use=lambda s, x: x)),
     'large numbers':     batch(Holds(thing=[10**4000, float('nan'), float('inf'), 1j])),
     **{f'raising {k}':   batch(Holds(thing=raising(*k.split()))) for k in (
-        '__repr__ __str__', '__eq__ __hash__', '__getattr__', '__getattribute__', '__iter__ __len__', '__len__', '__class__', '__bool__',
+        '__repr__ __str__', '__eq__ __hash__', '__getattr__', '__getattribute__', '__iter__ __len__', '__len__',
+        '__class__', '__bool__',
         'value shape iloc dtype', '__fspath__', '__call__', '__array__', '__reduce__ __getstate__',
         '__repr__ __str__ __eq__ __hash__ __getattribute__ __iter__ __len__ __class__ __bool__ __fspath__ __array__')}}
 
@@ -884,7 +907,8 @@ def test_items_that_are_pixels(folder, cache_home, passes, name):
     new().fit_stats(items(), **own, **small)
     assert len(passes)==n+1
 
-columns = {'lists': [[1], [2]]*6, 'arrays': [np.ones(3)]*12, 'objects': [object()]*12, 'no hash': [raising('__eq__', '__hash__')]*12,
+columns = {'lists': [[1], [2]]*6, 'arrays': [np.ones(3)]*12, 'objects': [object()]*12,
+           'no hash': [raising('__eq__', '__hash__')]*12,
            'mixed': [None, 1, 'a', 2.]*3}
 
 @pytest.mark.parametrize('name', columns)
@@ -895,11 +919,14 @@ def test_rows_of_any_kind(folder, name):
 # --- the parts
 
 pairs = [(1, 2), (1, 1.), (1, True), ('a', b'a'), ([1], (1,)), (dict(a=1), dict(a=2)), ('a'*999, 'a'*998+'b'),
-    (list(range(1000)), [*range(999), 0]), (Path('a'), Path('b')), (slice(1), slice(2)), (re.compile('a'), re.compile('b')),
-    (datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)), (datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, 1)),
+    (list(range(1000)), [*range(999), 0]), (Path('a'), Path('b')), (slice(1), slice(2)),
+    (re.compile('a'), re.compile('b')),
+    (datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)),
+    (datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, 1)),
     (Decimal('1'), Decimal('2')), (Level.LUNG, Flags.A), (Pair(1, 2), Pair(1, 3)), (Slotted(), Slotted(1)),
     (np.zeros(3), np.ones(3)), (np.zeros(3), np.zeros(3, 'f')), (np.int64(1), np.int64(2)), (np.sqrt, np.abs),
-    (torch.zeros(3), torch.ones(3)), (torch.tensor(2**24), torch.tensor(2**24+1)), (torch.float32, torch.float64), (torch.sqrt, torch.abs),
+    (torch.zeros(3), torch.ones(3)), (torch.tensor(2**24), torch.tensor(2**24+1)), (torch.float32, torch.float64),
+    (torch.sqrt, torch.abs),
     (torch.tensor(0., dtype=torch.float64), torch.tensor(1e-60, dtype=torch.float64))]
 
 @pytest.mark.parametrize('a, b', pairs, ids=lambda o: no_address(o)[:20])
@@ -910,7 +937,8 @@ def test_words_are_the_same_in_any_order():
     assert describe(dict(a=1, b=2))==describe(dict(b=2, a=1)) and describe({1, 'a', None})==describe({None, 1, 'a'})
 
 def test_digest_of_parts():
-    assert len({digest('ab', 'c'), digest('a', 'bc'), digest('abc')})==3 and digest('a')==digest(b'a') and len(digest('\udcff'))==24
+    assert len({digest('ab', 'c'), digest('a', 'bc'),
+                digest('abc')})==3 and digest('a')==digest(b'a') and len(digest('\udcff'))==24
 
 def test_names_that_are_in_no_encoding(tmp_path):
     "Names of files may be any bytes"
@@ -942,7 +970,8 @@ def test_the_same_images_are_looked_at(tmp_path):
     assert keys(fs)==keys(fs[::-1])==keys(fs*3) and len(keys(fs))==16
     assert len(set(keys(fs)) & set(keys(fs[12:])))>=8
 
-@pytest.mark.parametrize('shape', [(1, 5), (3, 7), (1, 4, 5), (2, 12, 9), (1, 3, 8, 9), (4, 10, 11, 12), (2, 3, 4, 5, 6)], ids=str)
+@pytest.mark.parametrize('shape', [(1, 5), (3, 7), (1, 4, 5), (2, 12, 9), (1, 3, 8, 9), (4, 10, 11, 12),
+                                   (2, 3, 4, 5, 6)], ids=str)
 def test_images_of_any_shape(shape):
     g = torch.Generator().manual_seed(0)
     xs = [TensorImage(torch.rand(shape, generator=g)) for _ in range(5)]
@@ -951,7 +980,8 @@ def test_images_of_any_shape(shape):
     assert a.look.agrees(b.look) and not a.look.agrees(c.look) and a.deterministic
 
 def test_range_of_each_channel():
-    "In thousands, below 1, in millionths: a change of a thousandth of its range is seen in each, one of a millionth in none"
+    """In thousands, below 1, in millionths: a change of a thousandth of its range is seen in each, one of a millionth
+    in none"""
     g = torch.Generator().manual_seed(0)
     xs = [TensorImage(torch.rand(3, 16, 16, generator=g)*torch.tensor([1e4, 1, 1e-6]).view(3, 1, 1)) for _ in range(5)]
     def of(c=0, by=0.):
@@ -1002,7 +1032,8 @@ def test_rare_random_transforms_are_not_deterministic(folder):
     fp = Fingerprint(dl)
     assert fp.look.deterministic and not fp.deterministic
 
-collections = [[], [1, 2], np.zeros((3, 4, 4)), torch.zeros(3, 4, 4), pd.DataFrame(dict(a=[1, 2])), pd.Series([1, 2]), ('a', 'b'), range(3)]
+collections = [[], [1, 2], np.zeros((3, 4, 4)), torch.zeros(3, 4, 4), pd.DataFrame(dict(a=[1, 2])), pd.Series([1, 2]),
+               ('a', 'b'), range(3)]
 
 @pytest.mark.parametrize('items', collections, ids=lambda o: type(o).__name__)
 def test_keys_of_any_collection(items):
@@ -1037,7 +1068,8 @@ def set_world(here, gain, threads, bs, k):
     (here/'gain.txt').write_text(f'{gain}')
     np.save(here/'gain.npy', gain)
     with sqlite3.connect(here/'db') as db:
-        for line in ('drop table if exists t', 'create table t (gain)', f'insert into t values ({gain})'): db.execute(line)
+        for line in ('drop table if exists t', 'create table t (gain)',
+                     f'insert into t values ({gain})'): db.execute(line)
     for o in here.glob('*.py'): os.utime(o, ns=(k*10**9, k*10**9))  # no bytecode of before is taken
     for f in files(here/'images'): np.save(f.with_suffix('.npy'), (np.asarray(Image.open(f))*gain).astype(np.uint8))
 
@@ -1047,7 +1079,8 @@ def phase(here, seed, gain):
     "A process that measures all cases"
     path = os.pathsep.join([str(script.parent), *sys.path])
     env = {**os.environ, 'PYTHONHASHSEED': seed, 'GAIN': str(gain), 'OMP_NUM_THREADS': '1', 'PYTHONPATH': path}
-    return subprocess.Popen([sys.executable, str(script), str(here)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen([sys.executable, str(script), str(here)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env=env)
 
 def told(process):
     "Passes and mean of each case, by name"
@@ -1057,7 +1090,8 @@ def told(process):
     return {k: n for k,(n,_) in res.items()},{k: m for k,(_,m) in res.items()}
 
 def test_between_processes(folder):
-    "All is used again by a second one, with other hashes, threads and batch sizes; nothing by a third, for which the world has changed"
+    """All is used again by a second one, with other hashes, threads and batch sizes; nothing by a third, for which
+    the world has changed"""
     here = folder.parent
     set_world(here, .5, 1, 4, 1)
     passes,first = told(phase(here, '1', .5))

@@ -5,7 +5,8 @@ import os,subprocess,sys
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,Learner,Normalize,Resize,aug_transforms,get_image_files,load_learner,parent_label)
+from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,Learner,Normalize,Resize,
+                               aug_transforms,get_image_files,load_learner,parent_label)
 from torch import nn
 
 from fastai_normstats.all import DatasetStats
@@ -17,17 +18,20 @@ small,quiet = dict(bs=4, num_workers=0),dict(verbose=False)
 def folder(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('freeze')/'images', n=24)
 
 def block(**kwargs):
-    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(get_image_files(p)), get_y=parent_label, splitter=IndexSplitter(range(0, 24, 4)),
+    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(get_image_files(p)), get_y=parent_label,
+                     splitter=IndexSplitter(range(0, 24, 4)),
                      item_tfms=Resize(12), **kwargs)
 
-def by_block(folder):   return block(batch_tfms=aug_transforms()).fit_stats(folder, stats='custom', **quiet, **small).dataloaders(folder, **small)
+def by_block(folder):   return block(batch_tfms=aug_transforms()).fit_stats(folder, stats='custom', **quiet,
+    **small).dataloaders(folder, **small)
 def by_loaders(folder): return block().dataloaders(folder, **small).fit_stats(stats='custom', **quiet)
 def lazy(folder):       return block(batch_tfms=DatasetStats(stats='custom', **quiet)).dataloaders(folder, **small)
 ways = pytest.mark.parametrize('way', [by_block, by_loaders, lazy], ids=lambda f: f.__name__)
 
 def learner(dls, path):
     torch.manual_seed(0)
-    return Learner(dls, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), loss_func=nn.CrossEntropyLoss(), path=path)
+    return Learner(dls, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                      nn.Linear(4, 2)), loss_func=nn.CrossEntropyLoss(), path=path)
 
 def preds(learn, files):
     with learn.no_bar(): return learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))[0]
@@ -41,8 +45,11 @@ def test_numbers_stay(folder, way):
     for dl in dls.loaders:
         f, = [f for f in dl.after_batch.fs if isinstance(f, Normalize)]
         assert type(f) is Normalize and f.order==99
-        for got,want in zip((f.mean, f.std), numbers): torch.testing.assert_close(got.flatten(), want, check_dtype=False)
-    for a,b in zip(before, (dls.valid.one_batch()[0], dls.test_dl(dls.valid_ds.items, **small).one_batch()[0])): torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        for got,want in zip((f.mean, f.std), numbers):
+            torch.testing.assert_close(got.flatten(), want, check_dtype=False)
+    for a,b in zip(before, (dls.valid.one_batch()[0],
+                            dls.test_dl(dls.valid_ds.items, **small).one_batch()[0])): torch.testing \
+                                .assert_close(a, b, rtol=0, atol=1e-6)
     dls.freeze_stats()  # once more changes nothing
     dls.show_batch(max_n=2)
     assert dls.fit_stats(stats='custom', **quiet).stats_choice is not None
@@ -69,7 +76,8 @@ assert not any(m.split('.')[0]=='fastai_normstats' for m in sys.modules)
 """
 
 def elsewhere(learn_file, folder, out):
-    res = subprocess.run([sys.executable, '-c', blocked, learn_file, folder, out], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    res = subprocess.run([sys.executable, '-c', blocked, learn_file, folder, out], capture_output=True, text=True,
+                         env={**os.environ, 'OMP_NUM_THREADS': '1'})
     return res.returncode,res.stderr
 
 @ways

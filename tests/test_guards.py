@@ -1,4 +1,5 @@
-"Each guard on images that trigger it and on such that must not; every fit runs them, none opens a validation image or changes a draw"
+"""Each guard on images that trigger it and on such that must not; every fit runs them, none opens a validation image
+or changes a draw"""
 
 import os,random,re,warnings
 from pathlib import Path
@@ -7,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock,DataBlock,Datasets,ImageBlock,ImageDataLoaders,IndexSplitter,IntToFloatTensor,MaskBlock,Normalize,PILImage,
-                               PILImageBW,RandomErasing,Resize,ToTensor,Transform,TransformBlock,aug_transforms,get_image_files,imagenet_stats,parent_label)
+from fastai.vision.all import (CategoryBlock,DataBlock,Datasets,ImageBlock,ImageDataLoaders,IndexSplitter,
+                               IntToFloatTensor,MaskBlock,Normalize,PILImage,
+                               PILImageBW,RandomErasing,Resize,ToTensor,Transform,TransformBlock,aug_transforms,
+                               get_image_files,imagenet_stats,parent_label)
 from fastai.data.core import DataLoaders,TfmdDL
 from fastai.torch_core import TensorImage
 from PIL import Image
@@ -29,7 +32,8 @@ quiet = dict(verbose=False)
 def folder(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('guards')/'images', n=24)
 
 def block(blocks=ImageBlock, **kwargs):
-    kwargs = {'item_tfms': Resize(16), 'splitter': IndexSplitter(range(0, 24, 4)), 'get_items': lambda p: sorted(get_image_files(p)), **kwargs}
+    kwargs = {'item_tfms': Resize(16), 'splitter': IndexSplitter(range(0, 24, 4)),
+              'get_items': lambda p: sorted(get_image_files(p)), **kwargs}
     return DataBlock(blocks, n_inp=1, **kwargs)
 
 def said(f, *args, **kwargs):
@@ -54,14 +58,17 @@ mean,std = (torch.tensor(o).view(1, 3, 1, 1) for o in imagenet_stats)
 def channel(x, c, v): x = x.clone(); x[:, c] = v; return x
 
 wrong = dict(
-    imagenet   = ([After(lambda x: ((1.5*x-.25).clamp(0, 1)-mean)/std)],            "normalised already .*where ImageNet's"),
+    imagenet   = ([After(lambda x: ((1.5*x-.25).clamp(0, 1)-mean)/std)],
+                  "normalised already .*where ImageNet's"),
     to_one     = ([After(lambda x: 2*(x-x.amin())/(x.amax()-x.amin())-1)], r'normalised already \(they fill \[-1, 1\]'),
     zscore     = ([After(lambda x: (x-x.mean())/x.std())],'normalised already .*mean and std are near 0 and 1'),
     unscaled   = ([After(lambda x: x*255)],                   'run from .* to .*255'),
     twelve_bit = ([After(lambda x: x*4095/65535)],            r'use .*% of the range.*12-bit'),
     constant   = ([After(lambda x: channel(x, 1, .5))],       r'channel 1 is constant \(0.5\)'),
-    border     = ([After(lambda x: torch.nn.functional.pad(x, [8]*4))], r'7\d% of the pixels are background \(value 0\).*mask='),
-    late       = ([After(lambda x: x*1.1, order=100)],        r'After \(order 100\) comes after Normalize \(order 99\)'),
+    border     = ([After(lambda x: torch.nn.functional.pad(x, [8]*4))],
+                  r'7\d% of the pixels are background \(value 0\).*mask='),
+    late       = ([After(lambda x: x*1.1, order=100)],
+                  r'After \(order 100\) comes after Normalize \(order 99\)'),
     untyped    = ([Untyped()],                                r'Untyped \(order 100\) comes after Normalize'))
 
 @pytest.mark.parametrize('name', wrong)
@@ -71,7 +78,8 @@ def test_triggered(folder, name, way, kwargs):
     tfms,match = wrong[name]
     if   way=='block':   res = said(block(batch_tfms=tfms).fit_stats, folder, **kwargs, **quiet, **small)
     elif way=='loaders': res = said(block(batch_tfms=tfms).dataloaders(folder, **small).fit_stats, **kwargs, **quiet)
-    else:                res = said(block(batch_tfms=[*tfms, DatasetStats(**kwargs, **quiet)]).dataloaders, folder, **small)
+    else:                res = said(block(batch_tfms=[*tfms, DatasetStats(**kwargs, **quiet)]).dataloaders, folder,
+                                    **small)
     found = [s for s in res if re.search(match, s)]
     assert len(found)==1, res
 
@@ -87,13 +95,15 @@ def test_each_guard_speaks_once_and_is_kept_with_the_choice(folder):
     assert len(res)==1 and res[0] in db.stats_choice.warnings and res[0] in str(db.stats_choice)
     assert not said(db.dataloaders, folder, **small)
 
-@pytest.mark.parametrize('kwargs', [dict(model='chexzero'), dict(stats='chexzero'), dict(model='chexzero', frozen=True)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(model='chexzero'), dict(stats='chexzero'),
+                                    dict(model='chexzero', frozen=True)], ids=str)
 def test_0_to_255_is_right_for_numbers_made_for_it(folder, kwargs):
     db = block(batch_tfms=After(lambda x: x*255))
     assert not said(db.fit_stats, folder, **kwargs, **quiet, **small) and db.stats_choice.stats.mean==(101.48761,)*3
 
 def test_unused_range_without_a_pass(folder):
-    assert 'divided by too much' in ' '.join(said(block(batch_tfms=wrong['twelve_bit'][0]).fit_stats, folder, stats='imagenet', **quiet, **small))
+    assert 'divided by too much' in ' '.join(said(block(batch_tfms=wrong['twelve_bit'][0]).fit_stats, folder,
+                                                  stats='imagenet', **quiet, **small))
 
 def test_background_is_said_of_measured_statistics_only(folder):
     db = block(batch_tfms=wrong['border'][0])
@@ -102,7 +112,8 @@ def test_background_is_said_of_measured_statistics_only(folder):
 def test_iterable_sets_are_refused_as_ever():
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self): yield TensorImage(torch.rand(3, 8, 8)),
-    with pytest.raises(TypeError, match='must be indexed and have a length'): DataLoaders(TfmdDL(Endless(), bs=2, num_workers=0)).fit_stats(stats='imagenet', **quiet)
+    with pytest.raises(TypeError, match='must be indexed and have a length'):
+        DataLoaders(TfmdDL(Endless(), bs=2, num_workers=0)).fit_stats(stats='imagenet', **quiet)
 
 def test_masked_background_is_silent(folder):
     db = block(batch_tfms=wrong['border'][0])
@@ -116,7 +127,8 @@ def test_the_suggested_mask_works(folder):
 
 def test_numbers_for_another_range(folder):
     hu = block(batch_tfms=After(lambda x: x*4000-1000))
-    assert 'imagenet statistics are for images from 0 to 1' in ' '.join(said(hu.fit_stats, folder, stats='imagenet', **quiet, **small))
+    assert 'imagenet statistics are for images from 0 to 1' in ' '.join(said(hu.fit_stats, folder, stats='imagenet',
+        **quiet, **small))
     assert not said(hu.fit_stats, folder, stats=([500]*3, [900]*3), **quiet, **small)  # numbers of one's own
 
 # --- 16 bits
@@ -124,7 +136,8 @@ def test_numbers_for_another_range(folder):
 def deep_folder(path, n=12, top=3000, **kwargs):
     rng = np.random.default_rng(0)
     path.mkdir(exist_ok=True)
-    for i in range(n): Image.fromarray(rng.integers(0, top, (16, 16), dtype=np.uint16)).save(path/f'{i:02}.png', **kwargs)
+    for i in range(n):
+        Image.fromarray(rng.integers(0, top, (16, 16), dtype=np.uint16)).save(path/f'{i:02}.png', **kwargs)
     return path
 
 def deep(f): return TensorImage(np.array(Image.open(f), dtype=np.float32)[None])
@@ -132,7 +145,8 @@ def windowed(f): return PILImageBW.create((np.clip(np.array(Image.open(f))/3000,
 split = dict(splitter=IndexSplitter([0, 5]), item_tfms=[])
 
 @pytest.mark.parametrize('blocks', [ImageBlock, ImageBlock(PILImageBW)], ids=['PILImage', 'PILImageBW'])
-@pytest.mark.parametrize('kwargs', [dict(), dict(stats='custom'), dict(pretrained=False), dict(frozen=True), dict(max_images=3)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(), dict(stats='custom'), dict(pretrained=False), dict(frozen=True),
+                                    dict(max_images=3)], ids=str)
 def test_16_bit_clipped(tmp_path, blocks, kwargs):
     path = deep_folder(tmp_path/'deep')
     res = [s for s in said(block(blocks, **split).fit_stats, path, **kwargs, **quiet, **small) if 'clipped' in s]
@@ -141,10 +155,12 @@ def test_16_bit_clipped(tmp_path, blocks, kwargs):
     share = np.mean([np.array(Image.open(f))>255 for f in path.iterdir()])
     assert abs(int(res[0].split('% of its pixels')[0].split()[-1])/100-share)<.05
 
-@pytest.mark.parametrize('blocks', [TransformBlock(type_tfms=deep), TransformBlock(type_tfms=windowed), TransformBlock(type_tfms=[deep, lambda x: x-1024])],
+@pytest.mark.parametrize('blocks', [TransformBlock(type_tfms=deep), TransformBlock(type_tfms=windowed),
+                                    TransformBlock(type_tfms=[deep, lambda x: x-1024])],
                          ids=['floats', 'windowed', 'HU'])
 def test_16_bit_loaded_well(tmp_path, blocks):
-    assert not [s for s in said(block(blocks, **split).fit_stats, deep_folder(tmp_path/'deep'), pretrained=False, **quiet, **small) if 'clipped' in s]
+    assert not [s for s in said(block(blocks, **split).fit_stats, deep_folder(tmp_path/'deep'), pretrained=False,
+                                **quiet, **small) if 'clipped' in s]
 
 def test_the_remedy_that_the_guard_names(tmp_path):
     "A class of floats: resized like any image, nothing clipped, the numbers of numpy"
@@ -154,10 +170,14 @@ def test_the_remedy_that_the_guard_names(tmp_path):
     db = block(eval(text[1], scope), **split)
     assert not [s for s in said(db.fit_stats, path, pretrained=False, **quiet, **small) if 'clipped' in s]
     x = np.stack([np.array(Image.open(f)) for f in db.dataloaders(path, **small).train_ds.items])
-    np.testing.assert_allclose([db.stats_choice.measured.mean.item(), db.stats_choice.measured.std.item()], [x.mean(), x.std()], rtol=1e-6)
-    assert block(eval(text[1], scope), splitter=split['splitter'], item_tfms=Resize(8)).dataloaders(path, **small).one_batch()[0].shape==(4, 1, 8, 8)
+    np.testing.assert_allclose([db.stats_choice.measured.mean.item(), db.stats_choice.measured.std.item()],
+                               [x.mean(), x.std()], rtol=1e-6)
+    assert block(eval(text[1], scope), splitter=split['splitter'],
+                 item_tfms=Resize(8)).dataloaders(path, **small).one_batch()[0].shape==(4, 1, 8, 8)
 
-def test_16_bit_files_with_8_bit_values(tmp_path): assert not said(block(**split).fit_stats, deep_folder(tmp_path/'deep', top=256), pretrained=False, **quiet, **small)
+def test_16_bit_files_with_8_bit_values(tmp_path): assert not said(block(**split).fit_stats,
+    deep_folder(tmp_path/'deep', top=256),
+    pretrained=False, **quiet, **small)
 
 def test_other_containers(tmp_path):
     rng = np.random.default_rng(0)
@@ -165,7 +185,8 @@ def test_other_containers(tmp_path):
         path = tmp_path/k
         path.mkdir()
         for i in range(8): Image.fromarray((rng.random((16, 16))*3000).astype(dtype)).save(path/f'{i}.tif')
-        assert [s for s in said(block(**split).fit_stats, path, pretrained=False, **quiet, **small) if 'clipped' in s], k
+        assert [s for s in said(block(**split).fit_stats, path, pretrained=False, **quiet, **small)
+                if 'clipped' in s], k
 
 def test_16_bit_from_a_table(tmp_path):
     deep_folder(tmp_path/'deep')
@@ -193,7 +214,8 @@ def test_uint8_that_nobody_scaled(folder):
 
 def test_less_than_a_batch(folder):
     dls = block().dataloaders(folder, bs=64, num_workers=0)
-    assert ['18 images, less than one batch of 64' in s and '`bs=16`' in s for s in said(dls.fit_stats, **quiet)]==[True]
+    assert ['18 images, less than one batch of 64' in s and '`bs=16`' in s
+            for s in said(dls.fit_stats, **quiet)]==[True]
     assert len(dls.train)==0 and len(block().dataloaders(folder, bs=16, num_workers=0).train)==1
     assert not said(block().fit_stats, folder, num_workers=0, **quiet)  # nobody has said how they will be trained on
 
@@ -217,10 +239,12 @@ def digits(path): return write([(a*255/16).round().astype(np.uint8) for a in loa
 
 def photographs(path):
     "Crops of scikit-learn's two photographs"
-    return write([im[y:y+96, x:x+96] for im in load_sample_images().images for y in range(0, 420, 60) for x in range(0, 520, 60)], path)
+    return write([im[y:y+96, x:x+96] for im in load_sample_images().images for y in range(0, 420, 60)
+                  for x in range(0, 520, 60)], path)
 
 @pytest.mark.parametrize('images', [digits, photographs])
-@pytest.mark.parametrize('kwargs', [dict(), dict(pretrained=False), dict(stats='imagenet'), dict(model='resnet34'), dict(frozen=True)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(), dict(pretrained=False), dict(stats='imagenet'), dict(model='resnet34'),
+                                    dict(frozen=True)], ids=str)
 @pytest.mark.parametrize('tfms', [[], aug_transforms()], ids=['plain', 'augmented'])
 def test_no_false_alarm(tmp_path, images, kwargs, tfms):
     path = images(tmp_path/'images')
@@ -240,7 +264,9 @@ def test_segmentation(tmp_path, folder):
 def test_no_validation_image_is_opened(tmp_path):
     path = deep_folder(tmp_path/'deep')
     for i in (0, 5): (path/f'{i:02}.png').write_text('not an image')
-    for kwargs in (dict(pretrained=False), dict(stats='imagenet')): assert any('clipped' in s for s in said(block(**split).fit_stats, path, **kwargs, **quiet, **small))
+    for kwargs in (dict(pretrained=False),
+                   dict(stats='imagenet')): assert any('clipped' in s for s in said(block(**split).fit_stats, path,
+        **kwargs, **quiet, **small))
 
 @pytest.mark.parametrize('kwargs', [dict(stats='imagenet'), dict(frozen=True), dict()], ids=str)
 def test_draws_are_as_without(folder, kwargs):
@@ -264,9 +290,11 @@ def test_few_pixels_are_judged_leniently():
     m.complete = False
     assert not check_images(m)
 
-@pytest.mark.parametrize('scale,stats,wrong', [(1, 255, True), (1, 1/255, True), (255, 1, True), (255, 255, False), (1, 1, False), (1, 4, False), (4095, 4095, False)])
+@pytest.mark.parametrize('scale,stats,wrong', [(1, 255, True), (1, 1/255, True), (255, 1, True), (255, 255, False),
+                                               (1, 1, False), (1, 4, False), (4095, 4095, False)])
 def test_numbers_by_hand_for_another_range(scale, stats, wrong):
-    "Given by hand, on pixels from 0 to `scale`: they leave no contrast, or far too much; numbers that merely differ are nobody's mistake"
+    """Given by hand, on pixels from 0 to `scale`: they leave no contrast, or far too much; numbers that merely differ
+    are nobody's mistake"""
     images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))*scale
     m = RunningStats().update(images)
     text = off_range(m, NormStats([.45*stats]*3, [.25*stats]*3))
@@ -274,12 +302,14 @@ def test_numbers_by_hand_for_another_range(scale, stats, wrong):
 
 # --- the ledger: families
 
-def ledger(x, items=None, groups=None, mask=None): return RunningStats().update(torch.as_tensor(x), mask, items=items, groups=groups)
+def ledger(x, items=None, groups=None, mask=None): return RunningStats().update(torch.as_tensor(x), mask, items=items,
+    groups=groups)
 
 def of_patients(n=40, k=4, seed=0):
     "`k` images (n·k, 1, 6, 6) of each of `n` patients, whose brightness is mostly the patient's"
     rng = np.random.default_rng(seed)
-    return .5+.1*rng.normal(size=(n, 1, 1, 1)).repeat(k, 0)+.03*rng.normal(size=(n*k, 1, 1, 1))+.05*rng.normal(size=(n*k, 1, 6, 6))
+    return .5+.1*rng.normal(size=(n, 1, 1, 1)).repeat(k, 0)+.03*rng.normal(size=(n*k, 1, 1, 1)) \
+        +.05*rng.normal(size=(n*k, 1, 6, 6))
 
 def names(form, n=40, k=4): return [form.format(p=p, i=i, j=p*k+i) for p in range(n) for i in range(k)]
 
@@ -295,7 +325,8 @@ def reference_correlation(y, groups):
     return np.mean(products)/d.var()
 
 def reference_effect(x, groups):
-    "The larger design effect, of mean or std, of equally large images (n, 1, h, w): ratio estimators (Cochran 1977, §6)"
+    """The larger design effect, of mean or std, of equally large images (n, 1, h, w): ratio estimators (Cochran 1977,
+    §6)"""
     d = x-x.mean()
     codes = pd.factorize(pd.Series(groups))[0]
     def squared_se(t): return len(t)/(len(t)-1)*(t**2).sum()
@@ -308,7 +339,8 @@ def test_families(form):
     x,items = of_patients(),names(form)
     text,whose = families(ledger(x, items)),[p for p in range(40) for _ in range(4)]
     rho,effect = reference_correlation(x.mean((1, 2, 3)), whose),reference_effect(x, whose)
-    assert '160 images share 40 beginnings' in text and f'correlation {rho:.2f})' in text and f'design effect {effect:.2f})' in text
+    assert '160 images share 40 beginnings' in text and f'correlation {rho:.2f})' in text
+    assert f'design effect {effect:.2f})' in text
     f = suggested(text)
     if '\\' not in form:
         for kind in (str, Path): assert pd.factorize(pd.Series([f(kind(o)) for o in items]))[0].tolist()==whose
@@ -328,7 +360,8 @@ def test_names_like_those_of_families_on_strangers(seed):
     x = of_patients(seed=seed)[rng.permutation(160)]
     for form in ('{p}_{i}.png', 'p{i}-{p}.png'): assert families(ledger(x, names(form))) is None
     assert families(ledger(x, [f'{a}_{b}.png' for a,b in rng.integers(0, 10**6, (160, 2))])) is None
-    assert families(ledger(of_patients(seed=seed), [f'{a}_{b}.png' for a,b in rng.integers(0, 10**6, (160, 2))])) is None
+    assert families(ledger(of_patients(seed=seed),
+                           [f'{a}_{b}.png' for a,b in rng.integers(0, 10**6, (160, 2))])) is None
 
 def test_few_families_say_nothing():
     for n,k in ((19, 4), (60, 1)): assert families(ledger(of_patients(n, k), names('p{p}_{i}.png', n, k))) is None
@@ -360,7 +393,8 @@ def reference_influence(x, out):
     return max(abs(rest.mean()-x.mean()), abs(rest.std()-x.std()))/x.std()
 
 @pytest.mark.parametrize('i', [0, 37])
-@pytest.mark.parametrize('how', [lambda a: a*1000, lambda a: a/1000-5000, lambda a: a*0-2000], ids=['larger', 'far off', 'blank'])
+@pytest.mark.parametrize('how', [lambda a: a*1000, lambda a: a/1000-5000, lambda a: a*0-2000],
+                         ids=['larger', 'far off', 'blank'])
 def test_one_image_in_other_units(i, how):
     x = floats()
     x[i] = how(x[i])
@@ -377,17 +411,20 @@ def test_some_more_like_it():
     assert influential(ledger(x)).startswith('3 alone moves') and '; 1 more like it)' in influential(ledger(x))
 
 def test_one_image_of_a_group_and_a_whole_group():
-    "A damaged image is named for itself, not for its group; a damaged group as one; a large group that is like the others is none"
+    """A damaged image is named for itself, not for its group; a damaged group as one; a large group that is like the
+    others is none"""
     x,groups = floats(),[f'g{k//6}' for k in range(60)]
     assert influential(ledger(x, groups=groups)) is None
     y = x.copy()
     y[14] *= 1000
-    assert influential(ledger(y, groups=groups)).startswith(f'14 alone moves mean or std by {reference_influence(y, [14]):.2g} σ')
+    assert influential(ledger(y, groups=groups)) \
+        .startswith(f'14 alone moves mean or std by {reference_influence(y, [14]):.2g} σ')
     y = floats(400)
     y[40:60] += 100  # which is beyond 8 robust standard deviations, yet no single one has much influence
     m = ledger(y, groups=[f'g{k//20}' for k in range(400)])
     m.unit = 'patient'
-    assert influential(m).startswith(f'patient g2 alone moves mean or std by {reference_influence(y, range(40, 60)):.2g} σ')
+    moved = reference_influence(y, range(40, 60))
+    assert influential(m).startswith(f'patient g2 alone moves mean or std by {moved:.2g} σ')
     y = floats(1000)
     y[7] = y[7]*1.5+60  # odd, yet without weight, in a group that has much
     assert influential(ledger(y, groups=['all' if k<900 else f'g{k}' for k in range(1000)])) is None
@@ -442,17 +479,21 @@ def test_masks_among_the_images(tmp_path, image, mask, top):
     rng = np.random.default_rng(0)
     for i,disc in enumerate(discs(12)):
         a = disc*top if top!=5 else disc*rng.integers(1, 6, (4, 4)).repeat(4, 0).repeat(4, 1).astype(np.uint8)
-        for f,v in ((tmp_path/image.format(i), rng.integers(0, 256, (16, 16), dtype=np.uint8)), (tmp_path/mask.format(i), a)):
+        for f,v in ((tmp_path/image.format(i), rng.integers(0, 256, (16, 16), dtype=np.uint8)),
+                    (tmp_path/mask.format(i), a)):
             f.parent.mkdir(exist_ok=True, parents=True)
             Image.fromarray(v).save(f)
     db = block(splitter=IndexSplitter([]), item_tfms=None)
     res = [s for s in said(db.fit_stats, tmp_path, stats='custom', **quiet, **small) if 'masks' in s]
-    assert len(res)==1 and res[0].startswith('12 of 24 images look like masks') and f'({Path(mask.format(0)).name})' in res[0]
+    assert len(res)==1 and res[0].startswith('12 of 24 images look like masks')
+    assert f'({Path(mask.format(0)).name})' in res[0]
     def images(p): return [f for f in sorted(get_image_files(p)) if 'mask' not in str(f.relative_to(p))]
     only = block(splitter=IndexSplitter([]), item_tfms=None, get_items=images)
-    if 'mask' in mask: assert not [s for s in said(only.fit_stats, tmp_path, stats='custom', **quiet, **small) if 'masks' in s]
+    if 'mask' in mask: assert not [s for s in said(only.fit_stats, tmp_path, stats='custom', **quiet, **small)
+                                   if 'masks' in s]
 
-@pytest.mark.parametrize('form', ['page{:03}.png', 'masks/{:03}.png', '{:03}_mask.png', 'scan_{:03}_seg.png', 'labels/{}.png'])
+@pytest.mark.parametrize('form', ['page{:03}.png', 'masks/{:03}.png', '{:03}_mask.png', 'scan_{:03}_seg.png',
+                                  'labels/{}.png'])
 def test_black_and_white_documents(form):
     "A few values alone, or names alone that belong to no other image, make no mask"
     assert masks_among(ledger(np.stack(discs(40))[:,None]*1., [form.format(i) for i in range(40)])) is None
@@ -548,9 +589,11 @@ def test_reach_of_models_that_took_other_ranges(mean, std):
     assert reach(ledger(np.random.default_rng(0).uniform(-1000, 1000, (20, 3, 9, 9))), hounsfield, hounsfield) is None
 
 def test_a_fit_tells_of_the_reach(tmp_path):
-    for i,a in enumerate(sparse(24)): Image.fromarray((a.transpose(1, 2, 0)*255).round().astype(np.uint8)).save(tmp_path/f'{i:02}.png')
+    for i,a in enumerate(sparse(24)):
+        Image.fromarray((a.transpose(1, 2, 0)*255).round().astype(np.uint8)).save(tmp_path/f'{i:02}.png')
     db = block(splitter=IndexSplitter([]), item_tfms=None)
-    def far(**kwargs): return [s for s in said(db.fit_stats, tmp_path, **kwargs, **quiet, **small) if 'never saw more' in s]
+    def far(**kwargs): return [s for s in said(db.fit_stats, tmp_path, **kwargs, **quiet, **small)
+                               if 'never saw more' in s]
     assert len(far(stats='custom'))==1
     assert not far() and not far(stats='custom', pretrained=False) and not far(stats='custom', scheme='minmax')
 
@@ -565,7 +608,8 @@ def real_ledger(folder, groups=None):
     for i in range(0, len(df), 128):
         part = df.iloc[i:i+128]
         x = np.stack([np.asarray(Image.open(folder/f).convert('RGB').reduce(4)).transpose(2, 0, 1) for f in part.fname])
-        m.update(torch.tensor(x)/255, items=[str(folder/f) for f in part.fname], groups=None if groups is None else list(part[groups]))
+        m.update(torch.tensor(x)/255, items=[str(folder/f) for f in part.fname], groups=None
+                 if groups is None else list(part[groups]))
     return m
 
 @pytest.fixture(scope='module')
@@ -593,14 +637,17 @@ def test_the_suggestion_is_groups_for_a_fit(xrays):
     f = suggested(families(xrays))
     db = DataBlock(ImageBlock(PILImageBW), n_inp=1, get_items=get_image_files, splitter=IndexSplitter([]),
                    item_tfms=Resize(32, method='squish'))
-    res = said(db.fit_stats, DATA/'cxr_ped'/'pneumonia_virus', stats='custom', groups=f, bs=64, num_workers=0, cache=False, **quiet)
-    assert not res and db.stats_choice.measured.n_groups==len({f(o) for o in get_image_files(DATA/'cxr_ped'/'pneumonia_virus')})
+    res = said(db.fit_stats, DATA/'cxr_ped'/'pneumonia_virus', stats='custom', groups=f, bs=64, num_workers=0,
+               cache=False, **quiet)
+    assert not res and db.stats_choice.measured.n_groups \
+        ==len({f(o) for o in get_image_files(DATA/'cxr_ped'/'pneumonia_virus')})
 
 @real
 @pytest.mark.realdata
 @pytest.mark.parametrize('name', ['aerial', 'fundus', 'galaxies', 'skin', 'solar', 'tiles', 'ultrasound'])
 def test_no_false_alarm_on_real_images(name):
-    "None on the images by ImageNet's numbers, nor on the ledger; by their own numbers only the galaxies, nearly all black, go too far"
+    """None on the images by ImageNet's numbers, nor on the ledger; by their own numbers only the galaxies, nearly all
+    black, go too far"""
     m = real_ledger(DATA/'sets'/name)
     assert check_ledger(m)==[] and check_images(m)==[] and check_images(m, IMAGENET)==[]
     assert reach(m, IMAGENET, IMAGENET) is None and (reach(m, m.stats(), IMAGENET) is not None)==(name=='galaxies')

@@ -146,7 +146,8 @@ def test_no_machine_paths(tracked):
     "Stored outputs and examples name no folder of the machine they were made on"
     needles = [f'/{o}/'.encode() for o in ('work', 'root', 'home', 'Users')]
     found = [f'{f.relative_to(root)}: {o.decode()}' for f in tracked for o in needles if o in f.read_bytes()]
-    outputs = [o for f in tracked if f.suffix=='.ipynb' for c in json.loads(f.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])]
+    outputs = [o for f in tracked if f.suffix=='.ipynb' for c in json.loads(f.read_text(encoding='utf-8'))['cells']
+               for o in c.get('outputs', [])]
     assert found == [] and not [o for o in outputs if '/tmp/' in json.dumps(o) or 'ipykernel_' in json.dumps(o)]
 
 def test_no_large_files(tracked):

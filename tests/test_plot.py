@@ -1,4 +1,5 @@
-"What the pictures show, against NumPy on the same pixels: heights, places of markers, colours; and that drawing leaves no trace"
+"""What the pictures show, against NumPy on the same pixels: heights, places of markers, colours; and that drawing
+leaves no trace"""
 import pickle, random, re, warnings
 
 import matplotlib
@@ -11,7 +12,8 @@ import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter, Normalize
-from fastai.vision.all import ColReader, RandomErasing, TensorCategory, TensorImage, Transform, aug_transforms, imagenet_stats
+from fastai.vision.all import (ColReader, RandomErasing, TensorCategory, TensorImage, Transform, aug_transforms,
+                               imagenet_stats)
 
 from fastai_normstats.all import DatasetStats, choose_stats, plot_batch, plot_before_after, plot_drift, plot_unusual
 from fastai_normstats.view.kit import house_look
@@ -36,15 +38,18 @@ def in_hu(i, n_channels): return image(i, n_channels)*2000-1000
 
 def block(n_channels=3, images=image, tfms=None):
     def load(i): return TensorImage(torch.tensor(images(i, n_channels), dtype=torch.float32))
-    return DataBlock(TransformBlock(type_tfms=load), get_items=lambda _: range(N), n_inp=1, splitter=IndexSplitter(range(TRAIN, N)),
+    return DataBlock(TransformBlock(type_tfms=load), get_items=lambda _: range(N), n_inp=1,
+                     splitter=IndexSplitter(range(TRAIN, N)),
                      batch_tfms=tfms)
 
 def loaders(n_channels=3, images=image, tfms=None, bs=TRAIN, **kwargs):
     "Loaders whose training batch is all of the training images"
     kwargs = dict(stats='custom', measure=True, verbose=False, cache=False) | kwargs
-    return block(n_channels, images, tfms).fit_stats(0, num_workers=0, bs=bs, **kwargs).dataloaders(0, num_workers=0, bs=bs)
+    return block(n_channels, images, tfms).fit_stats(0, num_workers=0, bs=bs,
+                                                     **kwargs).dataloaders(0, num_workers=0, bs=bs)
 
-def pixels(n_channels=3, images=image): return np.stack([images(i, n_channels) for i in range(TRAIN)], 1).reshape(n_channels, -1)
+def pixels(n_channels=3, images=image): return np.stack([images(i, n_channels) for i in range(TRAIN)],
+    1).reshape(n_channels, -1)
 
 def bars(ax):
     "(label, mean, std) of each bar, from top to bottom"
@@ -73,7 +78,8 @@ def off(ax, v):
 
 @pytest.mark.parametrize('n', [1, 2, 3, 6, 13])
 def test_choice_shows_the_training_pixels_and_the_candidates(n):
-    "Of quantiles at most .05 apart an image's share up to any value is known to .05; errors of 16 images cancel, to .02 here"
+    """Of quantiles at most .05 apart an image's share up to any value is known to .05; errors of 16 images cancel, to
+    .02 here"""
     axs,x = loaders(n).stats_choice.plot(),pixels(n)
     assert len(axs)==n
     for ax,v in zip(axs, x):
@@ -89,7 +95,8 @@ def test_choice_shows_the_training_pixels_and_the_candidates(n):
 def test_choice_in_rows():
     "At most four panels a row; names of the candidates before the first of each"
     axs = loaders(6).stats_choice.plot()
-    assert [(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start) for ax in axs]==[(i//3, i%3) for i in range(6)]
+    assert [(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start)
+            for ax in axs]==[(i//3, i%3) for i in range(6)]
     assert [bool(names(ax)) for ax in axs]==[True, False, False]*2
     assert axs[0].figure.get_figwidth()<=10
 
@@ -103,7 +110,8 @@ def test_choice_of_equal_channels_is_one_panel():
     one = plt.subplots()[1]
     assert choice.plot(axs=one)==[one] and len(bars(one))==4
 
-KNOWN = .05+1/120  # a share is known to the distance of two quantiles, and of two pixels between which these are interpolated
+# a share is known to the distance of two quantiles, and of two pixels between which these are interpolated
+KNOWN = .05+1/120
 
 def near(ax):
     "What cut-off bins are said to hold: value → share"
@@ -141,7 +149,8 @@ def test_choice_of_few_levels_is_no_comb():
     ax, = loaders(1, levels).stats_choice.plot()
     assert (heights(ax)[0]>0).all()
     v,halfway = pixels(1, levels)[0],np.arange(1, 32, 2)*4  # of 128 bins
-    np.testing.assert_allclose(heights(ax)[0].cumsum()[halfway-1], [(v<e).mean() for e in edges(ax)[0][halfway]], atol=.025)
+    np.testing.assert_allclose(heights(ax)[0].cumsum()[halfway-1], [(v<e).mean() for e in edges(ax)[0][halfway]],
+                               atol=.025)
 
 def test_choice_spans():
     "0 to 1 or 255 where the values fill a tenth of it, else their middle 99.8 % and a twentieth more at both ends"
@@ -150,7 +159,9 @@ def test_choice_spans():
         return edges(ax)[0][[0, -1]]
     assert tuple(span(lambda i, n: image(i, n)*255))==(0, 255)
     assert tuple(span(lambda i, n: image(i, n)*.3))==(0, 1)
-    def even(i, n): return np.random.default_rng(i).uniform(.01, .04, (n, 12, 10))  # without tails, in which quantiles are uncertain
+    def even(i, n):
+        # without tails, in which quantiles are uncertain
+        return np.random.default_rng(i).uniform(.01, .04, (n, 12, 10))
     for images in (even, lambda i, n: even(i, n)*1e5-3000):
         a,b = np.quantile(pixels(1, images)[0], [.001, .999])
         np.testing.assert_allclose(span(images), (a-.05*(b-a), b+.05*(b-a)), atol=.01*(b-a))
@@ -164,7 +175,8 @@ def test_choice_of_a_constant(value):
     assert edges(ax)[0][i]<=np.float32(value)<=edges(ax)[0][i+1] and edges(ax)[0][0]<np.float32(value)<edges(ax)[0][-1]
 
 def worth(xs, groups):
-    "Independent images that those of `groups` are worth: their number over Kish's design effect of mean or std, by Cochran's ratio estimators"
+    """Independent images that those of `groups` are worth: their number over Kish's design effect of mean or std, by
+    Cochran's ratio estimators"""
     xs = np.stack([x.ravel() for x in xs])
     mean,var = xs.mean(),xs.var()
     def squared(v, codes):
@@ -199,7 +211,8 @@ def test_choice_leaves_out_empty_stretches():
 
 def test_choice_refuses(tmp_path):
     with pytest.raises(ValueError, match='nothing was measured'): choose_stats(9, stats='imagenet').plot()
-    with pytest.raises(ValueError, match='must hold 3 axes, one per channel, got 2'): loaders().stats_choice.plot(axs=new_axes(1, 2))
+    with pytest.raises(ValueError, match='must hold 3 axes, one per channel, got 2'):
+        loaders().stats_choice.plot(axs=new_axes(1, 2))
 
 # --- before and after
 
@@ -262,7 +275,8 @@ def test_after_is_what_enters_the_network():
     "Transforms after Normalize have acted, and before it is not touched by what they do in place"
     dls = loaders(tfms=RandomErasing(p=1., sl=.5, sh=.5, max_count=1))
     left,right = plot_before_after(dls)
-    np.testing.assert_allclose(heights(left)[0], outline(pixels()[0], (0, 1)).clip(max=heights(left)[0].max()), rtol=1e-6)
+    np.testing.assert_allclose(heights(left)[0], outline(pixels()[0], (0, 1)).clip(max=heights(left)[0].max()),
+                               rtol=1e-6)
     assert not np.allclose(numbers(right)[:3], [(0, 1)]*3, atol=1e-3)
 
 def test_many_channels_are_the_first_seven():
@@ -307,7 +321,8 @@ def test_batch_in_colour():
     items = []
     for j in range(3):
         for i,(mean,std) in enumerate((IMAGENET, (x.mean(1), x.std(1)))):
-            want = [((image(k, 3)-mean[:,None,None])/std[:,None,None]/5+.5).clip(0, 1).transpose(1, 2, 0) for k in range(TRAIN)]
+            want = [((image(k, 3)-mean[:,None,None])/std[:,None,None]/5+.5).clip(0, 1).transpose(1, 2, 0)
+                    for k in range(TRAIN)]
             k = int(np.argmin([np.abs(shown(axs[i,j])-w).max() for w in want]))
             np.testing.assert_allclose(shown(axs[i,j]), want[k], atol=1e-4)
             items.append(k)
@@ -335,7 +350,8 @@ def test_batch_of_many_channels():
     for channels in (None, (5, 3, 0)):
         (ax,), = plot_batch(dls, 'custom', n=1, channels=channels)
         cs = list(channels or (0, 1, 2))
-        want = [(((image(k, 6)-x.mean(1)[:,None,None])/x.std(1)[:,None,None])[cs]/5+.5).clip(0, 1).transpose(1, 2, 0) for k in range(TRAIN)]
+        want = [(((image(k, 6)-x.mean(1)[:,None,None])/x.std(1)[:,None,None])[cs]/5+.5).clip(0, 1).transpose(1, 2, 0)
+                for k in range(TRAIN)]
         assert min(np.abs(shown(ax)-w).max() for w in want)<1e-4
         assert f"channels {', '.join(map(str, cs))} of 6" in ax.figure.get_supxlabel()
 
@@ -375,8 +391,10 @@ def test_batch_refuses():
         with pytest.raises(ValueError, match=said): plot_batch(dls, **kwargs)
     for stats in ((), 3):
         with pytest.raises(TypeError, match='`stats` must be a list'): plot_batch(dls, stats)
-    with pytest.raises(ValueError, match="candidate 'imagenet': the images have 1 channel"): plot_batch(loaders(1), 'imagenet')
-    with pytest.raises(ValueError, match='fit again with `measure=True` added'): plot_batch(loaders(stats='imagenet', measure=False), 'custom')
+    with pytest.raises(ValueError, match="candidate 'imagenet': the images have 1 channel"):
+        plot_batch(loaders(1), 'imagenet')
+    with pytest.raises(ValueError, match='fit again with `measure=True` added'):
+        plot_batch(loaders(stats='imagenet', measure=False), 'custom')
     with pytest.raises(ValueError, match='no `stats_choice`.*fit_stats'):
         plot_batch(block(tfms=Normalize.from_stats(*imagenet_stats, cuda=False)).dataloaders(0, num_workers=0, bs=4))
     with pytest.raises(TypeError, match='must be DataLoaders'): plot_batch(dls.train)
@@ -479,7 +497,8 @@ def test_unusual_with_given_numbers_measures_as_the_transform_would():
         x = odd(i, n)
         x[:,0,0] = np.nan
         return x
-    kwargs = dict(mask=lambda x: x[:,:1]<.5, groups=lambda i: f'P{i//2}', nonfinite='ignore', stats=([.5], [.5]), measure=False)
+    kwargs = dict(mask=lambda x: x[:,:1]<.5, groups=lambda i: f'P{i//2}', nonfinite='ignore', stats=([.5], [.5]),
+                  measure=False)
     dls = loaders(1, hole, **kwargs)
     assert dls.train.after_batch.fs[-1].ledger is None
     axs = plot_unusual(dls, n=TRAIN)
@@ -504,7 +523,8 @@ def test_unusual_of_other_images_than_were_measured():
     dls = loaders(1, odd)
     assert titles(plot_unusual(dls, n=1))==[str(ODD)]
     left = [i for i in range(TRAIN) if i!=ODD]
-    others = DataBlock(TransformBlock(type_tfms=lambda i: TensorImage(torch.tensor(odd(i, 1), dtype=torch.float32))), n_inp=1,
+    others = DataBlock(TransformBlock(type_tfms=lambda i: TensorImage(torch.tensor(odd(i, 1), dtype=torch.float32))),
+                       n_inp=1,
                        get_items=lambda _: [*left, 16, 17], splitter=IndexSplitter([15, 16]))
     dls.loaders[0] = dls.train.new(others.datasets(0).train)
     assert any(isinstance(f, DatasetStats) for f in dls.train.after_batch.fs)
@@ -532,8 +552,10 @@ def test_unusual_of_several_images_an_item():
     "Which of them it is, too"
     def second(i): return 1-image(i, 1)*.5 if i==ODD else image(i+100, 1)
     def loads(f): return TransformBlock(type_tfms=lambda i: TensorImage(torch.tensor(f(i), dtype=torch.float32)))
-    pairs = DataBlock((loads(lambda i: image(i, 1)), loads(second)), get_items=lambda _: range(N), n_inp=2, splitter=IndexSplitter(range(TRAIN, N)))
-    dls = pairs.fit_stats(0, num_workers=0, bs=4, stats='custom', verbose=False, cache=False).dataloaders(0, num_workers=0, bs=4)
+    pairs = DataBlock((loads(lambda i: image(i, 1)), loads(second)), get_items=lambda _: range(N), n_inp=2,
+                      splitter=IndexSplitter(range(TRAIN, N)))
+    dls = pairs.fit_stats(0, num_workers=0, bs=4, stats='custom', verbose=False,
+                          cache=False).dataloaders(0, num_workers=0, bs=4)
     a,b = plot_unusual(dls, n=2)
     assert titles([a, b])==[str(ODD)]*2 and said(a)[0]==f'item {ODD}'
     np.testing.assert_allclose(shown(a), second(ODD)[0], atol=1e-6)
@@ -547,7 +569,8 @@ def test_unusual_volumes_show_the_middle_slice():
 def called(name):
     "The title of images whose items are called `name`"
     def load(o): return TensorImage(torch.tensor(image(int(str(o)[0]), 1), dtype=torch.float32))
-    b = DataBlock(TransformBlock(type_tfms=load), get_items=lambda _: [f'{i}{name}' for i in range(8)], n_inp=1, splitter=IndexSplitter([7]))
+    b = DataBlock(TransformBlock(type_tfms=load), get_items=lambda _: [f'{i}{name}' for i in range(8)], n_inp=1,
+                  splitter=IndexSplitter([7]))
     ax, = plot_unusual(b.dataloaders(0, num_workers=0, bs=4), n=1)
     ax.figure.canvas.draw()
     return titles([ax])[0][1:]
@@ -556,15 +579,18 @@ def test_unusual_names():
     "Short ones stay; long paths lose their first folders, then long names their middle; nothing is a formula"
     assert called('/a/b.png')=='/a/b.png' and called(' $a$ $\\frac$')==' $a$ $\\frac$'
     title = called('/data/of/somebody/pictures/of/many/train/cat.4321.jpg')
-    assert '/data/of/somebody/pictures/of/many/train/cat.4321.jpg'.endswith(title) and title.endswith('cat.4321.jpg') and 12<len(title)<=26
+    assert '/data/of/somebody/pictures/of/many/train/cat.4321.jpg'.endswith(title) and title.endswith('cat.4321.jpg')
+    assert 12<len(title)<=26
     title = called('.2.840.113619.2.55.3.604688119.20180719.dcm')
     assert title.startswith('.2.840') and '…' in title and title.endswith('0719.dcm') and len(title)<=26
 
 def test_unusual_of_a_table_names_the_file():
     "The first column, as `ImageDataLoaders.from_df` has it"
-    df = pd.DataFrame(dict(name=[f'scan{i:02}.png' for i in range(N)], i=range(N), note='a long text that is of no use as a title'))
+    df = pd.DataFrame(dict(name=[f'scan{i:02}.png' for i in range(N)], i=range(N),
+                           note='a long text that is of no use as a title'))
     def load(i): return TensorImage(torch.tensor(odd(int(i), 1), dtype=torch.float32))
-    b = DataBlock(TransformBlock(type_tfms=load), get_x=ColReader('i'), n_inp=1, splitter=IndexSplitter(range(TRAIN, N)))
+    b = DataBlock(TransformBlock(type_tfms=load), get_x=ColReader('i'), n_inp=1,
+                  splitter=IndexSplitter(range(TRAIN, N)))
     axs = plot_unusual(b.dataloaders(df, num_workers=0, bs=4), n=2)
     assert titles(axs)[0]==f'scan{ODD:02}.png'
     np.testing.assert_allclose(shown(axs[0]), odd(ODD, 1)[0], atol=1e-6)
@@ -587,7 +613,8 @@ def test_unusual_refuses():
         with pytest.raises(ValueError, match='`n` must be a whole number of images from 1'): plot_unusual(dls, n=n)
     with pytest.raises(TypeError, match='must be DataLoaders, got TfmdDL'): plot_unusual(dls.train)
     with pytest.raises(ValueError, match='holds no loader'): plot_unusual(DataLoaders())
-    with pytest.raises(ValueError, match='must hold 3 axes, one per image, got 2'): plot_unusual(dls, n=3, axs=new_axes(1, 2))
+    with pytest.raises(ValueError, match='must hold 3 axes, one per image, got 2'):
+        plot_unusual(dls, n=3, axs=new_axes(1, 2))
     plain = DataLoaders(torch.utils.data.DataLoader([1, 2]))
     with pytest.raises(TypeError, match='need a fastai `TfmdDL`'): plot_unusual(plain)
     signal = loaders(1, lambda i, n: image(i, n)[:,0], axes=(0, 2))
@@ -598,7 +625,8 @@ def test_unusual_refuses():
 def drift(n_channels=3, alike=False):
     rows = [('GE', .02, 1.03, 'alike', 400), ('SIEMENS', -.6, .7, 'drifted', 300), ('PHILIPS', .3, 1.2, 'too few', 9)]
     rows = [(g, s+(0 if alike else .1*c), r, v, n, c, 1/n**.5) for g,s,r,v,n in rows for c in range(n_channels)]
-    return pd.DataFrame([dict(group=g, channel=c, n=n, shift=s, shift_low=s-w, shift_high=s+2*w, std_ratio=r, ratio_low=r/(1+w), ratio_high=r*(1+w), verdict=v)
+    return pd.DataFrame([dict(group=g, channel=c, n=n, shift=s, shift_low=s-w, shift_high=s+2*w, std_ratio=r,
+                              ratio_low=r/(1+w), ratio_high=r*(1+w), verdict=v)
                          for g,s,r,v,n,c,w in rows])
 
 @pytest.mark.parametrize('n', [1, 3, 6])
@@ -613,7 +641,8 @@ def test_drift(n):
         np.testing.assert_allclose(at, want['shift' if kind=='shift' else 'std_ratio'], rtol=1e-9)
         ends = [o.lines[2][0].get_segments()[0][:,0] for o in ax.containers]
         np.testing.assert_allclose(ends, want[[f'{kind}_low', f'{kind}_high']], rtol=1e-9)
-        assert sorted(texts(ax))==sorted(['alike', *(list(want.verdict) if i%2 else [])]), 'the band is named, and each verdict said'
+        assert sorted(texts(ax))==sorted(['alike', *(list(want.verdict) if i%2 else [])]), \
+            'the band is named, and each verdict said'
         assert names(ax)==([] if i%2 else ['GE (n=400)', 'SIEMENS (n=300)', 'PHILIPS (n=9)'])
         assert len({o.lines[0].get_marker() for o in ax.containers})==3, 'not told by colour alone'
     assert len(plot_drift(drift(3, alike=True)))==2
@@ -621,7 +650,8 @@ def test_drift(n):
 def drawn():
     "Each picture as a function of loaders and axes, and how many axes it takes"
     return [(lambda dls, axs=None: dls.stats_choice.plot(axs=axs), 3), (plot_before_after, 2),
-            (lambda dls, axs=None: plot_batch(dls, n=2, axs=axs), 4), (lambda dls, axs=None: plot_unusual(dls, n=2, axs=axs), 2),
+            (lambda dls, axs=None: plot_batch(dls, n=2, axs=axs), 4),
+            (lambda dls, axs=None: plot_unusual(dls, n=2, axs=axs), 2),
             (lambda dls, axs=None: plot_drift(drift(), axs), 6)]
 
 def test_given_axes_make_no_figure():
@@ -640,7 +670,8 @@ def test_dark_themes():
         for draw,n in drawn():
             ax = np.ravel(draw(dls))[0]
             ax.figure.canvas.draw()
-            ink = [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts[:1], ax.title]
+            ink = [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts[:1],
+                   ax.title]
             assert ax.figure.get_facecolor()==ax.get_facecolor()==(1, 1, 1, 1)
             assert all(sum(matplotlib.colors.to_rgb(t.get_color()))<2 for t in ink), [t.get_color() for t in ink]
             given = new_axes(1, n)[0]
@@ -660,7 +691,8 @@ def test_a_first_figure_may_turn_on_showing():
 def test_text_can_be_read():
     "Nothing smaller than 8 points, and no line below a figure is wider than it"
     dls = loaders()
-    for draw in [*(f for f,_ in drawn()), lambda _: plot_unusual(loaders(13, in_hu), n=1), lambda _: loaders(3, groups=str).stats_choice.plot()]:
+    for draw in [*(f for f,_ in drawn()), lambda _: plot_unusual(loaders(13, in_hu), n=1),
+                 lambda _: loaders(3, groups=str).stats_choice.plot()]:
         fig = np.ravel(draw(dls))[0].figure
         fig.canvas.draw()
         below = fig._supxlabel.get_window_extent() if fig.get_supxlabel() else fig.bbox
@@ -694,7 +726,9 @@ def test_in_batches_that_are_no_power_of_two():
     got = (heights(left)[0]*np.diff(edges(left)[0])).sum()
     assert np.isclose(got, 1)
 
-@pytest.mark.parametrize('channels,scheme,rows', [(1, 'zscore', ['custom']), (3, 'zscore', ['imagenet', 'custom']), (1, 'image-zscore', ['custom', 'image-zscore']),
+@pytest.mark.parametrize('channels,scheme,rows',
+                         [(1, 'zscore', ['custom']), (3, 'zscore', ['imagenet', 'custom']),
+                          (1, 'image-zscore', ['custom', 'image-zscore']),
                                                   (3, 'minmax', ['imagenet', 'custom', 'minmax'])])
 def test_usual_candidates(channels, scheme, rows):
     "Without candidates: those that apply, and what is used"

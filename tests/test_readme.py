@@ -19,7 +19,8 @@ FENCES = re.findall(r'^```python\n(.*?)^```', README, re.M|re.S)
 def test_readme_has_code_and_stays_short(): assert len(FENCES)>=3 and len(README.splitlines())<=150
 
 def test_python_fences_run(tmp_path, monkeypatch):
-    "In order and in one namespace, as a reader would; weights are random, since nothing is downloaded here, and images small"
+    """In order and in one namespace, as a reader would; weights are random, since nothing is downloaded here, and
+    images small"""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(defaults, 'cpus', 0)
     weights = resnet34().state_dict()
@@ -36,7 +37,8 @@ def test_rules_in_table_are_those_of_the_policy():
     assert re.findall(r'^\| `(\w+)` \|', README, re.M)==list(_rules)
 
 def test_evidence_is_that_of_the_runs():
-    "Every difference that the README quotes, computed from the runs: the paired mean in points of F1 with the interval of Nadeau & Bengio, five folds"
+    """Every difference that the README quotes, computed from the runs: the paired mean in points of F1 with the
+    interval of Nadeau & Bengio, five folds"""
     runs = pd.read_csv(Path(__file__).parent.parent/'benchmarks'/'evidence.csv')
     quoted = re.findall(r'[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)', README)
     def points(setting):

@@ -1,4 +1,5 @@
-"The whole way on 3,146 real chest X-rays, where they are at hand: a folder beside the repository, or wherever NORMSTATS_DATA points"
+"""The whole way on 3,146 real chest X-rays, where they are at hand: a folder beside the repository, or wherever
+NORMSTATS_DATA points"""
 import os,warnings
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.training import ShortEpochCallback
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IntToFloatTensor, Normalize, PILImageBW, RandomSplitter, Resize, TensorImage,
-                               TransformBlock, aug_transforms, get_image_files, load_learner, parent_label, resnet18, resnet34, vision_learner)
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IntToFloatTensor, Normalize, PILImageBW,
+                               RandomSplitter, Resize, TensorImage,
+                               TransformBlock, aug_transforms, get_image_files, load_learner, parent_label, resnet18,
+                               resnet34, vision_learner)
 from PIL import Image
 
 from fastai_normstats.all import StatsChoice
@@ -26,7 +29,8 @@ def pixels(files): return np.stack([np.asarray(Image.open(f).convert('RGB')) for
 
 @pytest.fixture(scope='module')
 def dblock():
-    db = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(.2),
+    db = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
+                   splitter=RandomSplitter(.2),
                    item_tfms=Resize(224, method='squish'))
     return db.fit_stats(CXR, model=resnet34, num_workers=2, verbose=False)
 
@@ -45,10 +49,12 @@ def test_shown_images_look_like_the_originals(dls):
     dls.valid.show_batch(max_n=4, nrows=1)
     b = dls.valid.one_batch()
     got = np.stack([x for x,_ in dls.valid.decode_batch(b, max_n=16)]).transpose(0,2,3,1).astype(int)
-    np.testing.assert_allclose(got, pixels(dls.valid_ds.items[:16]).astype(int), atol=1)  # fastai rounds down to whole numbers
+    np.testing.assert_allclose(got, pixels(dls.valid_ds.items[:16]).astype(int),
+                               atol=1)  # fastai rounds down to whole numbers
 
 def test_train_predict_export(dls, tmp_path):
-    learn = vision_learner(dls, resnet18, pretrained=False, path=tmp_path, cbs=ShortEpochCallback(.02, short_valid=True))
+    learn = vision_learner(dls, resnet18, pretrained=False, path=tmp_path,
+                           cbs=ShortEpochCallback(.02, short_valid=True))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
     for dl in learn.dls.loaders: assert sum(isinstance(f, Normalize) for f in dl.after_batch.fs)==1
     files = dls.valid_ds.items[:20]
@@ -64,7 +70,8 @@ def test_train_predict_export(dls, tmp_path):
     assert torch.allclose(x*std+mean, torch.tensor(pixels(files[:16])).permute(0,3,1,2)/255., atol=1e-5)
 
 def test_command_line_agrees(capsys, tmp_path):
-    assert main(['fit', str(CXR), '--size', '224', '--valid-pct', '0.2', '--out', str(tmp_path/'s.json'), '--plot', str(tmp_path/'p.png')])==0
+    assert main(['fit', str(CXR), '--size', '224', '--valid-pct', '0.2', '--out', str(tmp_path/'s.json'), '--plot',
+                 str(tmp_path/'p.png')])==0
     out = capsys.readouterr().out
     assert '3,146 images' in out and 'rule `enough`' in out and (tmp_path/'p.png').stat().st_size>10_000
     np.testing.assert_allclose(StatsChoice.load(tmp_path/'s.json').stats.mean, .4815, atol=.003)
@@ -75,7 +82,8 @@ def test_patients_as_units():
     "3,146 X-rays of 2,352 patients, 64²: the errors and design effects found with numpy alone, to their rounding"
     labels = pd.read_csv(CXR/'labels.csv')
     patient = {CXR/f: p for f,p in zip(labels.fname, labels.patient_id)}
-    db = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=lambda p: sorted(get_image_files(p)), get_y=parent_label,
+    db = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=lambda p: sorted(get_image_files(p)),
+                   get_y=parent_label,
                    splitter=lambda o: (range(len(o)), []), item_tfms=Resize(64, method='squish'))
     dl = db.dataloaders(CXR, bs=64, num_workers=0).train
     by,alone = (measure_stats(dl, tol=0, groups=g, verbose=False) for g in (patient, None))
@@ -98,11 +106,13 @@ def said(f, *args, **kwargs):
 
 def loaders(path, block=ImageBlock, **kwargs):
     kwargs = {'item_tfms': Resize(64, method='squish'), 'batch_tfms': [], **kwargs}
-    return DataBlock((block, CategoryBlock), get_items=lambda p: p if isinstance(p, list) else get_image_files(p), get_y=parent_label,
+    return DataBlock((block, CategoryBlock), get_items=lambda p: p if isinstance(p, list) else get_image_files(p),
+                     get_y=parent_label,
                      splitter=RandomSplitter(.2, seed=0), **kwargs)
 
 @pytest.mark.parametrize('tfms', [[], aug_transforms()], ids=['plain', 'augmented'])
-@pytest.mark.parametrize('kwargs', [dict(), dict(model='rad-dino'), dict(pretrained=False), dict(frozen=True), dict(stats='imagenet')], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(), dict(model='rad-dino'), dict(pretrained=False), dict(frozen=True),
+                                    dict(stats='imagenet')], ids=str)
 def test_no_false_alarm_on_x_rays(tfms, kwargs):
     db = loaders(CXR, batch_tfms=tfms)
     files = sorted(get_image_files(CXR))[::5]
@@ -115,16 +125,20 @@ def test_domain_model_end_to_end(monkeypatch):
     monkeypatch.setattr(transform, 'measure_stats', lambda *a, **k: pytest.fail('a pass was made'))
     db = loaders(CXR).fit_stats(CXR, model='rad-dino', num_workers=0, verbose=False)
     c = db.stats_choice
-    assert (c.rule, c.kind, c.measured)==('domain', 'pretrained', None) and 'RAD-DINO preprocessor_config.json' in c.why and 'chest X-ray' in c.why
+    assert (c.rule, c.kind, c.measured)==('domain', 'pretrained',
+                                          None) and 'RAD-DINO preprocessor_config.json' in c.why \
+                                              and 'chest X-ray' in c.why
     dl = db.dataloaders(CXR, bs=8, num_workers=0).valid
     x = dl.one_batch()[0]
-    want = np.stack([np.asarray(Image.open(f).convert('RGB').resize((64, 64), Image.BILINEAR)) for f in dl.items[:8]])/255.
+    want = np.stack([np.asarray(Image.open(f).convert('RGB').resize((64, 64), Image.BILINEAR))
+                     for f in dl.items[:8]])/255.
     np.testing.assert_allclose(x.permute(0, 2, 3, 1), (want-.5307)/.2583, atol=1e-5)
 
 @pytest.mark.parametrize('kwargs', [dict(), dict(frozen=True)], ids=str)
 def test_chexzero_on_real_x_rays(kwargs):
     "Its numbers for 0-255, on images in [0, 1]"
-    db = loaders(CXR).fit_stats(sorted(get_image_files(CXR))[::10], model='chexzero', num_workers=0, verbose=False, **kwargs)
+    db = loaders(CXR).fit_stats(sorted(get_image_files(CXR))[::10], model='chexzero', num_workers=0, verbose=False,
+                                **kwargs)
     np.testing.assert_allclose([o[0] for o in db.stats_choice.stats], [101.48761/255, 83.43944/255])
     assert db.stats_choice.rule=='domain'
 
@@ -143,13 +157,18 @@ def test_16_bit_ct_as_hounsfield_units():
     db = loaders(CT, TransformBlock(type_tfms=hounsfield), item_tfms=[])
     res = said(db.fit_stats, CT, tol=0, num_workers=0, verbose=False)
     m = db.stats_choice.measured
-    x = np.stack([np.asarray(Image.open(f), dtype=float)-1024 for f in db.dataloaders(CT, bs=8, num_workers=0).train_ds.items])
-    assert len(res)==1 and 'cannot apply' in res[0] and db.stats_choice.rule=='range'  # HU are not what ImageNet's numbers are for
-    for got,want in ((m.mean, x.mean()), (m.std, x.std()), (m.image_std, x.std((1,2)).mean())): np.testing.assert_allclose(got, want, rtol=1e-6)
+    x = np.stack([np.asarray(Image.open(f), dtype=float)-1024
+                  for f in db.dataloaders(CT, bs=8, num_workers=0).train_ds.items])
+    # HU are not what ImageNet's numbers are for
+    assert len(res)==1 and 'cannot apply' in res[0] and db.stats_choice.rule=='range'
+    for got,want in ((m.mean, x.mean()), (m.std, x.std()),
+                     (m.image_std, x.std((1,2)).mean())): np.testing.assert_allclose(got, want, rtol=1e-6)
 
 def test_16_bit_ct_whole_set_as_in_its_readme():
     "The reference of the data's README: 224², bilinear"
-    def small(f): return TensorImage(np.array(Image.fromarray(np.asarray(Image.open(f), dtype=np.float32)-1024).resize((224, 224), Image.BILINEAR))[None])
+    def small(f):
+        values = np.asarray(Image.open(f), dtype=np.float32)-1024
+        return TensorImage(np.array(Image.fromarray(values).resize((224, 224), Image.BILINEAR))[None])
     files = sorted(get_image_files(CT))
     db = DataBlock(TransformBlock(type_tfms=small), splitter=lambda o: (range(len(o)), []), n_inp=1)
     m = db.fit_stats(files, tol=0, pretrained=False, num_workers=0, verbose=False).stats_choice.measured
@@ -161,7 +180,8 @@ def test_hounsfield_units_are_not_taken_for_normalised():
         assert not said(db.fit_stats, CT, pretrained=False, num_workers=0, verbose=False)
 
 def test_16_bit_ct_windowed():
-    assert not said(loaders(CT, TransformBlock(type_tfms=lung_window, batch_tfms=IntToFloatTensor), item_tfms=[]).fit_stats, CT, pretrained=False, num_workers=0, verbose=False)
+    assert not said(loaders(CT, TransformBlock(type_tfms=lung_window, batch_tfms=IntToFloatTensor),
+                            item_tfms=[]).fit_stats, CT, pretrained=False, num_workers=0, verbose=False)
 
 # --- drift on real images
 
@@ -179,11 +199,13 @@ def check_groups(df, values, reference):
             np.testing.assert_allclose([r.shift, r.std_ratio], [(x.mean()-m)/s, x.std()/s], rtol=1e-4, atol=1e-6)
 
 def test_x_rays_by_class():
-    "By the class in the folder's name, against numpy: within a tenth of σ of each other, however certain the difference"
+    """By the class in the folder's name, against numpy: within a tenth of σ of each other, however certain the
+    difference"""
     files = sorted(get_image_files(CXR))[::3]
     dls = measured_on(loaders(CXR, item_tfms=[]), files, tol=0)
     df = dls.check_stats(dls.test_dl(files, num_workers=0), by=lambda f: f.parent.name, tol=0, verbose=False)
-    groups = {g: np.stack([pixels([f])[0][...,0] for f in files if f.parent.name==g])/255. for g in {f.parent.name for f in files}}
+    groups = {g: np.stack([pixels([f])[0][...,0] for f in files if f.parent.name==g])/255.
+              for g in {f.parent.name for f in files}}
     check_groups(df, groups, pixels(dls.train_ds.items)[...,0]/255.)
     assert len(groups)==3 and {*df.verdict}=={'alike'} and df.z.max()>3
 
@@ -194,7 +216,8 @@ def test_ct_by_manufacturer():
     def split(o): return [[i for i,f in enumerate(o) if (maker[f]=='SIEMENS')==siemens] for siemens in (True, False)]
     db = DataBlock((TransformBlock(type_tfms=hounsfield), CategoryBlock), get_y=parent_label, splitter=split)
     df = measured_on(db, [*maker], tol=0).check_stats(by=maker.get, tol=0, verbose=False)
-    def hu(siemens): return np.stack([np.asarray(Image.open(f), dtype=float)-1024 for f in maker if (maker[f]=='SIEMENS')==siemens])
+    def hu(siemens): return np.stack([np.asarray(Image.open(f), dtype=float)-1024 for f in maker
+                                      if (maker[f]=='SIEMENS')==siemens])
     check_groups(df, {'GE MEDICAL SYSTEMS': hu(False)}, hu(True))
     r, = df.itertuples()
     assert (r.verdict, r.n)==('too few', 33) and r.n_needed>33

@@ -60,7 +60,8 @@ def run(batches, **kwargs):
     return rs
 
 def check(rs, batches, rtol=None, names=stat_names):
-    "Images over 1,024 pixels are summed in float32: half the 1e-6 that is promised, standard errors to 2e-6; in float64 all is right to 1e-9"
+    """Images over 1,024 pixels are summed in float32: half the 1e-6 that is promised, standard errors to 2e-6; in
+    float64 all is right to 1e-9"""
     ref = reference(batches)
     if rtol is None: rtol = 5e-7 if max(b[0,0].numel() for b in batches)>1024 else 1e-9
     for k in names: close(getattr(rs, k), ref[k], 4*rtol if k.endswith('_se') else rtol)
@@ -79,7 +80,8 @@ def state(rs):
 
 def test_normstats_is_a_pair_of_tuples():
     s = NormStats([.5, .25], torch.tensor([.1, .2], dtype=torch.float64))
-    assert (s.mean, s.std, s.name, s.estimator, s.domain, s.value_range) == ((.5, .25), (.1, .2), 'custom', 'pooled', None, (0., 1.))
+    assert (s.mean, s.std, s.name, s.estimator, s.domain, s.value_range) == ((.5, .25), (.1, .2), 'custom', 'pooled',
+        None, (0., 1.))
     mean,std = s
     assert (mean, std)==(s.mean, s.std) and all(type(o) is float for o in mean+std)
     with pytest.raises(FrozenInstanceError): s.mean = (0., 0.)
@@ -104,7 +106,8 @@ def test_normstats_refuses(kwargs, match):
     assert '\n' not in str(e.value)
 
 def test_normstats_dict_survives_json():
-    s = NormStats((1/3, .1), (.2, 2/7), name='x', estimator='image', domain='chest X-ray', value_range=(-1024, 1024), source='here')
+    s = NormStats((1/3, .1), (.2, 2/7), name='x', estimator='image', domain='chest X-ray', value_range=(-1024, 1024),
+                  source='here')
     assert NormStats.from_dict(json.loads(json.dumps(s.to_dict())))==s
 
 @pytest.mark.parametrize('d', [[], dict(mean=[1]), dict(mean=[1], std=[1], men=[1])])
@@ -148,7 +151,8 @@ def test_tensor_types_and_layouts():
     assert state(run([x.to(memory_format=torch.channels_last)]))==want
     assert state(run([x.clone().requires_grad_()]))==want
     rs = run([TensorImage(x)])
-    assert all(type(getattr(rs, k)) is torch.Tensor and getattr(rs, k).dtype==torch.float64 for k in (*stat_names, 'min', 'max'))
+    assert all(type(getattr(rs, k)) is torch.Tensor and getattr(rs, k).dtype==torch.float64
+               for k in (*stat_names, 'min', 'max'))
 
 def test_batch_is_left_as_it_is():
     x = images(3, 5, 5)
@@ -173,7 +177,8 @@ def test_exact_on_small_data(bs):
     x = torch.tensor([[1, 3], [5, 5], [2, 8], [0, 8]]).view(4, 1, 1, 2)
     for dtype in (torch.uint8, torch.float16, torch.float32, torch.float64):
         rs = run(x.to(dtype).split(bs))
-        assert (rs.mean.item(), rs.std.item()**2, rs.image_std.item())==(4., pytest.approx(8, rel=1e-14), pytest.approx(2, rel=1e-14))
+        assert (rs.mean.item(), rs.std.item()**2, rs.image_std.item())==(4., pytest.approx(8, rel=1e-14),
+            pytest.approx(2, rel=1e-14))
         assert rs.mean_se.item()==pytest.approx(math.sqrt(((2-4)**2+(5-4)**2+(5-4)**2+(4-4)**2)/3/4), rel=1e-14)
         q = [5, 1, 10, 16]  # mean squared distance of each image's pixels from 4
         assert rs.std_se.item()==pytest.approx(math.sqrt(sum((o-8)**2 for o in q)/3/4)/(2*math.sqrt(8)), rel=1e-14)
@@ -184,7 +189,8 @@ def test_repeated_values(paper, ink):
     g = torch.Generator().manual_seed(0)
     x = torch.where(torch.rand(16, 3, 224, 224, generator=g)<.03, ink/255, paper/255)
     check(run(x.split(8)), [x], names=('mean', 'std', 'image_std'))
-    for k in ('mean', 'std', 'image_std'): close(getattr(RunningStats().update(x, torch.ones(224, 224)>0), k), reference([x])[k], 5e-7)
+    for k in ('mean', 'std', 'image_std'): close(getattr(RunningStats().update(x, torch.ones(224, 224)>0), k),
+                                                 reference([x])[k], 5e-7)
 
 def test_channels_of_different_kinds():
     "One image-channel where squares cancel beside ordinary ones; the centred ones must not change their neighbours"
@@ -298,7 +304,8 @@ def test_masks_that_broadcast(shape):
 
 def test_mask_of_everything_changes_nothing():
     x = images(5, 20, 20)
-    for k in stat_names: close(getattr(RunningStats().update(x, torch.ones(5, 1, 20, 20, dtype=torch.bool)), k), getattr(run([x]), k), 1e-12)
+    for k in stat_names: close(getattr(RunningStats().update(x, torch.ones(5, 1, 20, 20, dtype=torch.bool)), k),
+                               getattr(run([x]), k), 1e-12)
 
 def test_nan_outside_the_mask_is_nobodys_business():
     x,m = images(3, 6, 6),torch.ones(3, 1, 6, 6, dtype=torch.bool)
@@ -311,7 +318,8 @@ def test_nan_outside_the_mask_is_nobodys_business():
 
 @pytest.mark.parametrize('mask,err,match', [
     (torch.ones(3, 1, 4, 4),                       TypeError,  r'must be bool .*float32'),
-    (torch.ones(3, 3, 4, 4, dtype=torch.bool),     ValueError, r'broadcast to \(3, 1, 4, 4\), one channel for all, got \(3, 3, 4, 4\)'),
+    (torch.ones(3, 3, 4, 4, dtype=torch.bool),     ValueError,
+     r'broadcast to \(3, 1, 4, 4\), one channel for all, got \(3, 3, 4, 4\)'),
     (torch.ones(2, 1, 4, 4, dtype=torch.bool),     ValueError, 'broadcast'),
     (torch.ones(3, 1, 4, 5, dtype=torch.bool),     ValueError, 'broadcast'),
     (np.ones((3, 1, 4, 4), bool),                  TypeError,  'must be a tensor, got ndarray')])
@@ -363,7 +371,8 @@ def test_parts_with_gaps_merge_exactly():
 # --- accelerators
 
 def test_counting_waits_for_no_number():
-    "Tensors on `meta` have shapes and no values: whatever asks for one fails. So an update that passes there never makes the host wait for a GPU"
+    """Tensors on `meta` have shapes and no values: whatever asks for one fails. So an update that passes there never
+    makes the host wait for a GPU"""
     x,m = torch.empty(4, 3, 40, 40, device='meta'),torch.empty(4, 1, 40, 40, device='meta', dtype=torch.bool)
     for nonfinite in ('error', 'ignore'):
         rs = RunningStats(nonfinite)
@@ -425,7 +434,8 @@ def test_merge_of_very_different_parts():
     a,b = images(1000, 2, 2)*1e-3,images(1, 2, 2)+5e4
     for ps in ([a, b], [b, a]): check(run(ps), [a, b])
 
-def sized(seed=0): return [images(1, h, w, seed=seed+i) for i,(h,w) in enumerate([(4, 5), (20, 10), (7, 7), (40, 3), (1, 2), (16, 16)])]
+def sized(seed=0): return [images(1, h, w, seed=seed+i) for i,
+                           (h,w) in enumerate([(4, 5), (20, 10), (7, 7), (40, 3), (1, 2), (16, 16)])]
 
 def test_images_of_different_sizes():
     "Pixel-weighted moments, and standard errors of a ratio of two sums"
@@ -840,7 +850,8 @@ def test_constant_images_of_different_values():
     qs = [.03, .15, .22, .35, .45, .55, .64, .78, .87, .95]
     assert rs.quantile(qs)[:,0].tolist()==np.quantile(v.numpy(), qs, method='inverted_cdf').tolist()
 
-def test_quantile_of_a_constant(): close(run([torch.full((2, 2, 5, 5), .3)]).quantile([0, .5, 1]), np.float64(np.float32(.3))*np.ones((3, 2)), 0)
+def test_quantile_of_a_constant(): close(run([torch.full((2, 2, 5, 5), .3)]).quantile([0, .5, 1]),
+                                         np.float64(np.float32(.3))*np.ones((3, 2)), 0)
 
 @pytest.mark.parametrize('v', [0., .1, 1e-45, 1e-42, 30000.1, 1e6, 1e30, -1e30, 3e38], ids=str)
 @pytest.mark.parametrize('side', [5, 40])
@@ -1130,7 +1141,8 @@ def test_missing_and_unknown_fields_are_named():
 
 # --- state
 
-@pytest.mark.parametrize('again', [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=['copy', 'deepcopy', 'pickle'])
+@pytest.mark.parametrize('again', [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+                         ids=['copy', 'deepcopy', 'pickle'])
 def test_copies_are_equal_and_apart(again):
     rs = run([images(4, 6, 6)])
     new,was = again(rs),state(rs)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.callback.progress import *
-from fastai.data.all import (CategoryBlock, DataBlock, IndexSplitter, IntToFloatTensor, L, Normalize, RandomSplitter, TfmdDL, ToTensor,
+from fastai.data.all import (CategoryBlock, DataBlock, IndexSplitter, IntToFloatTensor, L, Normalize, RandomSplitter,
+                             TfmdDL, ToTensor,
                              Transform, TransformBlock, get_image_files, noop, parent_label)
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -42,7 +43,8 @@ def block(*batch_tfms, blocks=(ImageBlock, CategoryBlock), get_y=parent_label, s
                      batch_tfms=L(batch_tfms), **kwargs)
 
 def lazy(path, *tfms, **kwargs):     return block(*tfms, DatasetStats(**custom), **kwargs).dataloaders(path, **cpu)
-def by_block(path, *tfms, **kwargs): return block(*tfms, **kwargs).fit_stats(path, **custom, **cpu).dataloaders(path, **cpu)
+def by_block(path, *tfms, **kwargs):
+    return block(*tfms, **kwargs).fit_stats(path, **custom, **cpu).dataloaders(path, **cpu)
 def by_dls(path, *tfms, **kwargs):   return block(*tfms, **kwargs).dataloaders(path, **cpu).fit_stats(**custom)
 
 ways = pytest.mark.parametrize('way', [lazy, by_block, by_dls], ids=lambda f: f.__name__)
@@ -99,7 +101,8 @@ def test_3_second_split_after_fit_is_measured_again_and_said(folder):
     fold = Fold()
     db = block(splitter=fold).fit_stats(folder, **custom, **cpu)
     db.splitter,fold.k = fold,1
-    with pytest.warns(UserWarning, match='not what `fit_stats` measured.*measured again'): dls = db.dataloaders(folder, **cpu)
+    with pytest.warns(UserWarning, match='not what `fit_stats` measured.*measured again'):
+        dls = db.dataloaders(folder, **cpu)
     check_fold(dls)
 
 def test_3_other_folder_with_one_block_leaks_no_statistics(folder, tmp_path):
@@ -217,7 +220,8 @@ def test_6_normalize_of_an_image_block_is_replaced(folder, way):
 
 def test_6_new_transforms_after_fit_keep_a_normalize_and_are_measured_again(folder):
     db = block(Normalize()).fit_stats(folder, **custom, **cpu)
-    with pytest.warns(UserWarning, match=r'\(different: transforms\)'): dls = db.new(batch_tfms=[Dihedral(p=0.)]).dataloaders(folder, **cpu)
+    with pytest.warns(UserWarning, match=r'\(different: transforms\)'):
+        dls = db.new(batch_tfms=[Dihedral(p=0.)]).dataloaders(folder, **cpu)
     check_fold(dls)
 
 def test_6_own_subclass_of_normalize_is_replaced(folder):
@@ -225,7 +229,8 @@ def test_6_own_subclass_of_normalize_is_replaced(folder):
     for way in (by_block, by_dls): check_fold(way(folder, MyNorm(*(torch.ones(1, 3, 1, 1),)*2)))
 
 @pytest.mark.parametrize('first', [True, False], ids=['before', 'after'])
-@pytest.mark.parametrize('own', [DatasetStats(**custom), DatasetStats, DatasetStats.from_stats(*imagenet_stats, cuda=False)],
+@pytest.mark.parametrize('own', [DatasetStats(**custom), DatasetStats,
+                                 DatasetStats.from_stats(*imagenet_stats, cuda=False)],
                          ids=['measured', 'class', 'given'])
 @pytest.mark.parametrize('other', plain, ids=plain_id)
 @pytest.mark.parametrize('maker', ['DataBlock', 'Datasets', 'new'])
@@ -233,8 +238,10 @@ def test_6_beside_a_normalize_is_an_error(folder, first, own, other, maker):
     both = [own, other] if first else [other, own]
     with pytest.raises(ValueError, match='Normalize beside DatasetStats would normalise twice: keep one of them'):
         if maker=='DataBlock': block(*both).dataloaders(folder, **cpu)
-        if maker=='Datasets':  block().datasets(folder).dataloaders(after_item=ToTensor, after_batch=[IntToFloatTensor(), *both], **cpu)
-        if maker=='new':       block().fit_stats(folder, **custom, **cpu).new(batch_tfms=[other]).dataloaders(folder, **cpu)
+        if maker=='Datasets':
+            block().datasets(folder).dataloaders(after_item=ToTensor, after_batch=[IntToFloatTensor(), *both], **cpu)
+        if maker=='new':
+            block().fit_stats(folder, **custom, **cpu).new(batch_tfms=[other]).dataloaders(folder, **cpu)
 
 def test_6_two_of_them_is_an_error(folder):
     tfms = [IntToFloatTensor(), DatasetStats(**custom), DatasetStats(**custom)]
@@ -245,7 +252,8 @@ def test_6_two_of_them_is_an_error(folder):
 def test_6_fitting_twice_normalises_once(folder, way):
     dls = way(folder)
     check_fold(dls.fit_stats(**custom).fit_stats(**custom))
-    check_fold(block(DatasetStats(stats='imagenet', verbose=False)).fit_stats(folder, **custom, **cpu).dataloaders(folder, **cpu))
+    fitted = block(DatasetStats(stats='imagenet', verbose=False)).fit_stats(folder, **custom, **cpu)
+    check_fold(fitted.dataloaders(folder, **cpu))
 
 # --- 7: who looks for a Normalize
 
@@ -265,8 +273,10 @@ def captum(monkeypatch):
         m = types.ModuleType(name)
         for k,v in attrs.items(): setattr(m, k, v)
         monkeypatch.setitem(sys.modules, name, m)
-    kinds = {k: type(k, (), {'__init__': lambda self, *args, **kwargs: vars(self).update(kwargs), 'render': lambda self, **kwargs: None})
-             for k in 'IntegratedGradients NoiseTunnel GradientShap Occlusion AttributionVisualizer Batch ImageFeature'.split()}
+    kinds = {k: type(k, (), {'__init__': lambda self, *args, **kwargs: vars(self).update(kwargs),
+                             'render': lambda self, **kwargs: None})
+             for k in 'IntegratedGradients NoiseTunnel GradientShap Occlusion AttributionVisualizer Batch '
+                      'ImageFeature'.split()}
     stub('captum')
     stub('captum.attr', visualization=None, **kinds), stub('captum.insights', **kinds)
     stub('captum.insights.attr_vis'), stub('captum.insights.attr_vis.features', **kinds)
@@ -285,7 +295,8 @@ def test_7_captum_attributions_see_normalised_images(folder, way, captum):
     assert img.shape==(3, 16, 16)
 
 def test_7_captum_finds_the_hard_coded_line(folder, captum):
-    "`insights` wants the very class Normalize and changes the shape of its numbers in place: `code()` gives it one, the choice stays whole"
+    """`insights` wants the very class Normalize and changes the shape of its numbers in place: `code()` gives it one,
+    the choice stays whole"""
     choice = lazy(folder).stats_choice
     dls = block(eval(choice.code().split('#')[0], dict(Normalize=Normalize))).dataloaders(folder, **cpu)
     x = pixels(dls.train_ds.items)
@@ -307,14 +318,16 @@ def test_7_numbers_changed_in_place_stay_in_their_loaders(folder):
 @pytest.mark.parametrize('n,c', [(3, 1), (3, 5), (2, 3), (5, 3), (5, 1)])
 def test_10_statistics_for_other_channels_are_refused(n, c):
     x,tfm = TensorImage(torch.rand(2, c, 4, 4)),DatasetStats.from_stats([.5]*n, [.2]*n, cuda=False)
-    with pytest.raises(ValueError, match=rf'of {c} channels? and statistics of {n} channels?: load images .*of {n} channel'): tfm(x)
+    with pytest.raises(ValueError, match=rf'of {c} channels? and statistics of {n} channels?: load images .*of {n} '
+                                         rf'channel'): tfm(x)
 
 @pytest.mark.parametrize('tfm', [
     dict(stats='imagenet'), dict(stats=imagenet_stats), dict(stats='pretrained', model=resnet18)], ids=' '.join)
 def test_10_one_channel_images_and_three_statistics_are_refused(folder, tfm):
     "Never three channels of one"
     with pytest.raises(ValueError, match="1 channel.*3.*stats='custom'"):
-        block(DatasetStats(**tfm, verbose=False), blocks=(ImageBlock(PILImageBW), CategoryBlock)).dataloaders(folder, **cpu).one_batch()
+        block(DatasetStats(**tfm, verbose=False),
+              blocks=(ImageBlock(PILImageBW), CategoryBlock)).dataloaders(folder, **cpu).one_batch()
 
 @ways
 def test_10_one_channel_images_get_one_statistic(folder, way):
@@ -324,8 +337,10 @@ def test_10_one_channel_images_get_one_statistic(folder, way):
 
 def test_10_one_channel_images_get_their_own_statistics_if_nothing_is_said(folder):
     with pytest.warns(UserWarning, match='only 18 training images'):
-        dls = block(DatasetStats(verbose=False), blocks=(ImageBlock(PILImageBW), CategoryBlock)).dataloaders(folder, **cpu)
-    assert (dls.stats_choice.rule, dls.stats_choice.kind)==('channels', 'custom') and dls.one_batch()[0].shape==(4, 1, 16, 16)
+        dls = block(DatasetStats(verbose=False),
+                    blocks=(ImageBlock(PILImageBW), CategoryBlock)).dataloaders(folder, **cpu)
+    assert (dls.stats_choice.rule,
+            dls.stats_choice.kind)==('channels', 'custom') and dls.one_batch()[0].shape==(4, 1, 16, 16)
 
 class ToVolume(Transform):
     "Repeats an image `depth` times, as the slices of a volume"
@@ -336,7 +351,8 @@ class ToVolume(Transform):
 @pytest.mark.parametrize('depth,axes', [(None, (0,2,3)), (3, (0,2,3,4)), (1, (0,2,3)), (3, (0,2,3)), (16, (0,2,3)),
                                         (None, (0,2,3,4)), (None, (0,2))], ids=str)
 def test_10_axes_that_do_not_fit_never_mix_channels_up(folder, depth, axes):
-    "Per-channel numbers must meet the channel axis, also when the next one is as long, or one: else an error that speaks of `axes`"
+    """Per-channel numbers must meet the channel axis, also when the next one is as long, or one: else an error that
+    speaks of `axes`"""
     tfms,shape = ([],(4, 3, 16, 16)) if depth is None else ([ToVolume(depth)],(4, 3, depth, 16, 16))
     try: dls,err = block(*tfms, DatasetStats(axes=axes, **custom)).dataloaders(folder, **cpu),None
     except ValueError as e: dls,err = None,str(e)
@@ -357,7 +373,8 @@ def test_12_image_targets_are_normalised_but_not_measured(folder, way):
     dls = way(folder, blocks=(ImageBlock, ImageBlock), get_y=inverted)
     x,y = (pixels(dls.train_ds.items),1-pixels(dls.valid_ds.items[:4]))
     check_numbers(dls.train, x)
-    np.testing.assert_allclose(dls.valid.one_batch()[1], (y-x.mean((0, 2, 3), keepdims=True))/x.std((0, 2, 3), keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(dls.valid.one_batch()[1],
+                               (y-x.mean((0, 2, 3), keepdims=True))/x.std((0, 2, 3), keepdims=True), atol=1e-5)
 
 @ways
 def test_12_masks_are_untouched(folder, way):
@@ -378,7 +395,8 @@ def image_type(name):
 def test_12_image_types_are_measured_normalised_and_kept(folder, name):
     kind = image_type(name)
     def create(f): return kind(torch.tensor(np.asarray(Image.open(f).convert('L')))[None]/255)
-    dls = block(DatasetStats(**custom), blocks=(TransformBlock(type_tfms=create), CategoryBlock)).dataloaders(folder, **cpu)
+    dls = block(DatasetStats(**custom),
+                blocks=(TransformBlock(type_tfms=create), CategoryBlock)).dataloaders(folder, **cpu)
     assert type(dls.valid.one_batch()[0]) is kind
     check_numbers(dls.train, pixels(dls.train_ds.items, 'L'))
 
@@ -395,7 +413,8 @@ class Dimmed(TfmdDL):
 def test_13_a_loader_class_with_an_argument_of_its_own(tmp_path):
     "What is measured went through the user's loader as it was made, not as it would be by default"
     files = sorted(image_folder(tmp_path/'images').rglob('*.png'))
-    db = DataBlock((ImageBlock, CategoryBlock), get_items=lambda _: files, get_y=parent_label, splitter=IndexSplitter([0]))
+    db = DataBlock((ImageBlock, CategoryBlock), get_items=lambda _: files, get_y=parent_label,
+                   splitter=IndexSplitter([0]))
     dls = db.dataloaders(0, bs=4, num_workers=0, dl_type=partial(Dimmed, by=4)).fit_stats(stats='custom', verbose=False)
     x = np.stack([np.asarray(Image.open(f).convert('RGB')) for f in files[1:]])//4/255.
     np.testing.assert_allclose(dls.stats_choice.stats.mean, x.mean((0, 1, 2)), rtol=1e-6)
@@ -436,18 +455,22 @@ def test_13_block_fitted_on_one_device_serves_loaders_on_another(folder, passes)
 @pytest.mark.parametrize('way', ['lazy', 'by_dls'])
 @pytest.mark.parametrize('make', [WeightedDL, PartialDL], ids=lambda c: c.__name__)
 def test_13_other_loader_classes_are_measured_once_each(folder, way, make, passes):
-    "Neither drawn by weight nor in part; they train on as what they are. Each image is opened once for the pass, and 16 of them for two looks before it"
+    """Neither drawn by weight nor in part; they train on as what they are. Each image is opened once for the pass,
+    and 16 of them for two looks before it"""
     opened = []
     ds = block(get_x=lambda f: opened.append(f) or f).datasets(folder)
-    kwargs = dict(after_item=ToTensor, after_batch=[IntToFloatTensor(), *([DatasetStats(**custom)] if way=='lazy' else [])], **cpu)
+    kwargs = dict(after_item=ToTensor, after_batch=[IntToFloatTensor(), *([DatasetStats(**custom)]
+        if way=='lazy' else [])], **cpu)
     opened.clear()
-    dls = ds.weighted_dataloaders(np.arange(18.)**4, **kwargs) if make is WeightedDL else ds.partial_dataloaders(partial_n=8, **kwargs)
+    dls = ds.weighted_dataloaders(np.arange(18.)**4, **kwargs) if make is WeightedDL \
+        else ds.partial_dataloaders(partial_n=8, **kwargs)
     if way=='by_dls':
         opened.clear()
         dls.fit_stats(**custom)
     def twice(i): return opened[i:i+16]==opened[i+16:i+32]
     def once_each(i): return sorted(opened[i+32:i+50])==sorted(ds.train.items)
-    start = next((i for i in range(3) if twice(i) and once_each(i)), None)  # one item tells what kind they are; fastai looks at one for the validation loader
+    start = next((i for i in range(3) if twice(i) and once_each(i)),
+                 None)  # one item tells what kind they are; fastai looks at one for the validation loader
     assert start is not None, opened
     looks = opened[start:start+32]
     assert len({*looks})==16 and {*looks}<={*ds.train.items}
@@ -531,7 +554,8 @@ def test_16_kept_split_follows_new_files(folder):
 @ways
 def test_17_name_in_the_pipeline(folder, way):
     dls = way(folder)
-    for dl in (*dls.loaders, dls.test_dl(dls.valid_ds.items), dls.new_empty().train): assert dl.after_batch.dataset_stats is stats_of(dl)
+    for dl in (*dls.loaders, dls.test_dl(dls.valid_ds.items),
+               dls.new_empty().train): assert dl.after_batch.dataset_stats is stats_of(dl)
 
 _load = """
     import sys, torch
@@ -554,7 +578,8 @@ _load = """
 
 @pytest.fixture(scope='module')
 def loaded(tmp_path_factory):
-    "What a fresh process says that loads an exported learner without this package; predictions from here, and from there with it"
+    """What a fresh process says that loads an exported learner without this package; predictions from here, and from
+    there with it"""
     path = tmp_path_factory.mktemp('learner')
     dls = by_block(image_folder(path/'images'))
     set_seed(0)
@@ -563,11 +588,13 @@ def loaded(tmp_path_factory):
     with learn.no_bar(): want = learn.get_preds(dl=dls.test_dl(dls.valid_ds.items))[0]
     learn.export('learn.pkl')
     (path/'files.txt').write_text('\n'.join(map(str, dls.valid_ds.items)))
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', dedent(_load)], cwd=path, capture_output=True, text=True, timeout=300)
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', dedent(_load)], cwd=path, capture_output=True,
+                         text=True, timeout=300)
     assert res.returncode==0, res.stderr
     return res.stdout.splitlines(),want,np.load(path/'preds.npy')
 
-def test_17_loading_where_the_package_is_needs_no_import(loaded): np.testing.assert_allclose(loaded[2], loaded[1], atol=1e-6)
+def test_17_loading_where_the_package_is_needs_no_import(loaded): np.testing.assert_allclose(loaded[2], loaded[1],
+    atol=1e-6)
 
 def test_17_unpickling_without_the_package_names_it(loaded):
     assert loaded[0][0].startswith("ModuleNotFoundError: No module named 'fastai_normstats")
