@@ -7,7 +7,7 @@ META   := settings.ini setup.py pyproject.toml
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench export clean
+.PHONY: help demo test quick bench picture export clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,12 +16,26 @@ demo: $(VENV)/.make-base ## set up .venv, fit statistics on images that come wit
 	$(BIN)/normstats demo
 
 test: $(VENV)/.make-dev ## set up .venv for development, run the notebooks, the sync check and pytest
-	cache=$$(mktemp -d); PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 XDG_CACHE_HOME=$$cache $(BIN)/nbdev-test --n-workers 2
+	$(NOTEBOOKS) $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python tests/check_sync.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-bench: $(VENV)/.make-dev ## measure speed and memory beside their yardsticks, write benchmarks/results.md (minutes; IMAGES=folder for your own)
+# the environment in which notebooks are tested: one thread each, and a cache of their own
+NOTEBOOKS = cache=$$(mktemp -d); PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 XDG_CACHE_HOME=$$cache
+
+quick: $(VENV)/.make-dev ## M=policy: the notebook and the tests of one room; without M: all tests but the slow ones
+ifdef M
+	$(NOTEBOOKS) $(BIN)/nbdev-test --path "$$(ls nbs/[0-9]*_$(M).ipynb)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(wildcard tests/test_$(M).py tests/test_$(M)_*.py)
+else
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not slow'
+endif
+
+bench: $(VENV)/.make-dev ## measure speed and memory, write benchmarks/results.md (minutes; IMAGES=folder for your own)
 	$(BIN)/python benchmarks/run.py $(if $(IMAGES),--images $(IMAGES))
+
+picture: $(VENV)/.make-dev ## draw the picture in the README from chest X-rays (IMAGES=folder with labels.csv)
+	$(BIN)/python docs/draw.py $(IMAGES)
 
 export: $(VENV)/.make-dev ## write the library from the notebooks, then clean the notebooks
 	$(BIN)/nbdev-export

@@ -2,9 +2,9 @@
 
     python benchmarks/run.py [--images FOLDER] [--out benchmarks] [--repeats 15]
 
-Candidates of a row take turns; a figure is the median over the turns, a ratio the quotient of what two rows show,
-since machines are shared and noisy. Without `--images` the whole fit runs on 1,500 generated PNG files. Writes
-results.csv and results.md."""
+Candidates of a row take turns; a figure is the median over the turns with half of the interquartile range, a ratio the
+quotient of the medians that two rows show, since machines are shared and noisy. Everything is measured twice, and both
+are shown. Without `--images` the whole fit runs on 1,500 generated PNG files. Writes results.csv and results.md."""
 
 import argparse,platform,re,resource,subprocess,sys,tempfile,time
 from pathlib import Path
@@ -27,10 +27,11 @@ def in_turns(cands, repeats, warm=2):
     return pd.DataFrame([{k: clock(f) for k,f in cands.items()} for _ in range(repeats)])
 
 def rows(what, times, ours, yardstick, target):
-    "Table rows: median seconds of each candidate and its ratio to the yardstick, the target beside ours"
-    ratio = times.median()/times[yardstick].median()
-    return [dict(what=what, candidate=k, ms=1e3*times[k].median(), ratio=ratio[k], target=target
-                 if k==ours else np.nan) for k in times]
+    "Table rows: median and spread in ms of each candidate, its ratio to the yardstick, the target beside ours"
+    ms = 1e3*times.median()
+    spread = 1e3*(times.quantile(.75)-times.quantile(.25))/2
+    return [dict(what=what, candidate=k, ms=ms[k], spread=spread[k], ratio=ms[k]/ms[yardstick],
+                 target=target if k==ours else np.nan) for k in times]
 
 # --- rows of the table
 
@@ -46,7 +47,7 @@ def update(device, repeats, contrast=1.):
     res = rows(what, in_turns(turns, repeats), 'RunningStats.update', two, .5)
     if device!='cpu' or contrast<1: return res
     slow = {two: turns[two], 'sklearn partial_fit': lambda: sk.partial_fit(x.transpose(0, 1).flatten(1).T.numpy())}
-    return res+rows(what, in_turns(slow, 3, warm=0), None, two, None)[1:]
+    return res+rows('a batch, beside scikit-learn', in_turns(slow, 5, warm=1), None, two, None)
 
 def encodes(device, repeats):
     from fastai.data.transforms import Normalize
@@ -157,31 +158,32 @@ def folds(path, n=5):
         valid = IndexSplitter(range(fold, len(files), n))
         return DataBlock(ImageBlock, n_inp=1, splitter=valid, item_tfms=Resize(224, method='squish'),
                          batch_tfms=tfms).dataloaders(files, bs=64, num_workers=0)
-    def clock(f):
-        began = time.perf_counter()
-        f()
-        return time.perf_counter()-began
     one = loaders(0, None)
-    with tempfile.TemporaryDirectory() as tmp:
-        tfm = DatasetStats(stats='custom', tol=0, cache=tmp, verbose=False)
-        a = clock(lambda: measure_stats(one.train, tol=0, verbose=False))
-        b = clock(lambda: [loaders(i, [tfm]) for i in range(n)])
-    looks = [clock(lambda: look(one.train)) for _ in range(5)]
+    def all_folds():
+        with tempfile.TemporaryDirectory() as tmp:
+            tfm = DatasetStats(stats='custom', tol=0, cache=tmp, verbose=False)
+            for i in range(n): loaders(i, [tfm])
+    turns = {'one pass': lambda: measure_stats(one.train, tol=0, verbose=False), 'all folds': all_folds}
+    s,looks = in_turns(turns, 3, warm=0).median(),in_turns({'look': lambda: look(one.train)}, 5, warm=1).median()
     what = f'{n} folds of {len(files):,} images'
-    return [dict(what=what, candidate='one pass', seconds=a, ratio=1.),
-            dict(what=what, candidate='all folds', seconds=b, ratio=b/a, target=1.3),
-            dict(what='a look at 16 images', candidate='two seeds', seconds=float(np.median(looks)), target=.3)]
+    return [dict(what=what, candidate='one pass', seconds=s['one pass'], ratio=1.),
+            dict(what=what, candidate='all folds', seconds=s['all folds'], ratio=s['all folds']/s['one pass'],
+                 target=1.3),
+            dict(what='a look at 16 images', candidate='two seeds', seconds=looks['look'], target=.3)]
 
 # --- the table
 
 def cell(v): return '' if pd.isna(v) else v if isinstance(v, str) else f'{v:,.0f}' if abs(v)>=100 else f'{v:.3g}'
 
+heads = dict(what='what', candidate='candidate', ms='ms', spread='± ms', ratio='ratio', target='target',
+             images='images', mb='MB', seconds='s')
+
 def markdown(df):
-    head = dict(what='what', candidate='candidate', ms='ms', ratio='ratio', target='target', images='images', mb='MB',
-                seconds='s')
-    df = df[[c for c in head if c in df]].copy()
+    "A table with the two runs side by side"
+    df = df.copy()
     df['what'] = df.what.where(df.what!=df.what.shift(), '')
-    lines = [df.columns, ['---']*df.shape[1], *df.itertuples(index=False)]
+    names = [heads.get(c, f"{heads[c.removesuffix('_2')]} (2)" if c.endswith('_2') else c) for c in df]
+    lines = [names, ['---']*df.shape[1], *df.itertuples(index=False)]
     return '\n'.join(f"| {' | '.join(map(cell, o))} |" for o in lines)
 
 def machine():
@@ -189,7 +191,8 @@ def machine():
     versions = f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
     return f"{torch.get_num_threads()} threads on {platform.machine()}{gpu}, {versions}"
 
-def main(images, out, repeats):
+def measured(images, repeats):
+    "One run of everything, as a table"
     devices = ['cpu']+['cuda']*torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as tmp:
         path = images or make_images(Path(tmp))
@@ -197,12 +200,20 @@ def main(images, out, repeats):
         table = [*(r for d in devices for c in (1., .7) for r in update(d, repeats, c)),
                  *(r for d in devices for r in encodes(d, repeats)),
                  *(r for w in (0, 2) for r in whole_fit(path, w, max(3, repeats//3)))]
-    df = pd.DataFrame([*table, *many, *images_read(), *peak_memory(), *cached_fit(repeats)])
+    return pd.DataFrame([*table, *many, *images_read(), *peak_memory(), *cached_fit(repeats)])
+
+def main(images, out, repeats):
+    first,second = measured(images, repeats),measured(images, repeats)
+    assert first.candidate.equals(second.candidate)
+    again = second.drop(columns=['what', 'candidate', 'target']).add_suffix('_2')
+    df = pd.concat([first, again], axis=1).reindex(columns=[o for c in heads for o in (c, f'{c}_2')
+                                                            if o in {*first, *again}])
     out.mkdir(exist_ok=True)
     df.to_csv(out/'results.csv', index=False, float_format='%.5g')
-    (out/'results.md').write_text(f"{markdown(df)}\n\nMedians over {repeats} turns; ratios to the first candidate of "
-                                  f"each row. {machine()}.\n")
-    print((out/'results.md').read_text())
+    note = (f"Two runs, side by side (the second under `(2)`). Medians over {repeats} interleaved turns ± half of the "
+            f"interquartile range; a ratio is the quotient of the medians shown, to the first of its block. {machine()}.")
+    (out/'results.md').write_text(f"{markdown(df)}\n\n{note}\n", encoding='utf-8')
+    print((out/'results.md').read_text(encoding='utf-8'))
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
