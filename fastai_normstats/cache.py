@@ -7,6 +7,7 @@ __all__ = ['most_bytes', 'cache_folder', 'entries', 'write_entry', 'read_entry',
 
 # %% ../nbs/11_cache.ipynb #1e160458
 import json, os, stat, tempfile, time, warnings, zipfile
+from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,7 @@ from fastcore.xdg import xdg_cache_home
 from .values import printable
 from .running import RunningStats
 from .loaders import before_normalize, n_inputs, unwrapped
-from .fingerprint import Fingerprint, Look, digest, versions
+from .fingerprint import Fingerprint, Look, digest, n_features, versions
 
 # %% ../nbs/11_cache.ipynb #85ca5337
 _format,_version = 'fastai_normstats.cache',3
@@ -33,14 +34,12 @@ def cache_folder(
 
 def _files(folder, pattern):
     "Size, time of last use and path of the files in `folder` that match, those used last first"
-    try: found = list(Path(folder).glob(pattern))
-    except OSError: return []
-    res = []
-    for f in found:
-        try: s = f.lstat()
-        except OSError: continue  # somebody else has just removed it
-        if stat.S_ISREG(s.st_mode): res.append((s.st_size, s.st_mtime_ns, f))
-    return sorted(res, key=lambda o: (-o[1], str(o[2])))
+    found = []
+    with suppress(OSError):
+        for f in Path(folder).glob(pattern):
+            with suppress(OSError): found.append((f.lstat(), f))  # unless somebody else has just removed it
+    files = [(s.st_size, s.st_mtime_ns, f) for s,f in found if stat.S_ISREG(s.st_mode)]
+    return sorted(files, key=lambda o: (-o[1], str(o[2])))
 
 def entries(
     folder:Path,      # From `cache_folder`
@@ -55,31 +54,30 @@ def _digest_of(header, arrays):
     parts = [(f'{k} {v.dtype} {v.shape}', v.tobytes()) for k,v in sorted(arrays.items())]
     return digest(json.dumps(header, sort_keys=True), *chain(*parts))
 
+_none  = type(None)
+_facts = dict(nonfinite=str, complete=bool, population=(int, _none), population_groups=(int, _none), unit=str,
+              image_size=(list, _none))
+
 def _entry(fp, m, how):
     "Header and arrays of the entry for ledger `m`"
-    look,none = fp.look,np.zeros((0, 67), np.float32)
-    seen = {k: np.concatenate([none, *getattr(look, k)]) for k in ('first', 'second')}
+    seen = {k: np.concatenate(getattr(fp.look, k)) for k in ('first', 'second')}
     arrays = dict(m.to_arrays(), **seen, keys=np.array([fp.keys[i] for i in m.index.tolist()], dtype='S'))
     header = dict(format=_format, version=_version, recipe=fp.recipe, reading=fp.reading, items=fp.items_digest,
-                  look=look.keys, rows=[len(o) for o in look.first], facts={k: getattr(m, k) for k in _facts},
+                  look=fp.look.keys, rows=list(map(len, fp.look.first)), facts={k: getattr(m, k) for k in _facts},
                   groups=m.images['group'].astype(str).tolist() if m.grouped else None, provenance=how)
     header = json.loads(json.dumps(header))
     return header | dict(digest=_digest_of(header, arrays)), arrays
 
-_none  = type(None)
-_facts = dict(nonfinite=str, complete=bool, population=(int, _none), population_groups=(int, _none), unit=str,
-              image_size=(list, _none))  # what a ledger knows besides its rows
-
+# %% ../nbs/11_cache.ipynb #76e68fb1
 def _make_room(folder, new):
-    "Remove what a killed process left half written, and the entries not used for longest until the rest is small enough"
-    total,hour_ago = 0,(time.time()-3600)*1e9
-    left = [f for _,t,f in _files(folder, '.*.npz.part') if t<hour_ago]
+    "Remove what a killed process left half written, and the entries not used for longest until the rest fits"
+    hour_ago = 1e9*(time.time()-3600)
+    left,total = [f for _,t,f in _files(folder, '.*.npz.part') if t<hour_ago],0
     for size,_,f in _files(folder, '*-*.npz'):
         total += size
         if total>most_bytes and f!=new: left.append(f)
     for f in left:
-        try: f.unlink(missing_ok=True)
-        except OSError: pass  # of somebody else
+        with suppress(OSError): f.unlink(missing_ok=True)  # unless it is somebody else's
 
 # %% ../nbs/11_cache.ipynb #c4c5a001
 def write_entry(
@@ -108,20 +106,21 @@ def write_entry(
 _arrays = 'm', 'n_pixels', 'q', 'at', 'index', 'keys', 'first', 'second'
 
 def _check_file(file):
-    "Refuse what would make reading wait or fill the memory: a pipe, a large file, one that unpacks to more than it holds"
+    "Refuse what would make reading wait or fill the memory: a pipe, a large file, one that unpacks to more"
     s = os.stat(file)
     if not stat.S_ISREG(s.st_mode): raise ValueError("it is no file")
     if s.st_size>2*most_bytes:      raise ValueError("it is too large")
     with zipfile.ZipFile(file) as z:
         if any(o.compress_type!=zipfile.ZIP_STORED for o in z.infolist()): raise ValueError("it is compressed")
 
+# %% ../nbs/11_cache.ipynb #7c49b207
 _header = dict(recipe=list, reading=list, items=str, look=list, rows=list, facts=dict, groups=(list, _none),
                provenance=dict)
 
 def _check_kinds(d, kinds):
     "Refuse a dict whose values are of other kinds"
-    bad = [k for k,v in kinds.items() if k not in d or not isinstance(d[k], v)]
-    if bad: raise ValueError(f"its field {bad[0]!r} is of another kind")
+    for k,kind in kinds.items():
+        if not isinstance(d.get(k, ...), kind): raise ValueError(f"its field {k!r} is of another kind")
 
 def _check_header(d):
     "Refuse a header of another format or version"
@@ -129,7 +128,9 @@ def _check_header(d):
     version = d.get('version')
     if version!=_version: raise ValueError(f"it has version {str(version)[:20]}, and {_version} is what can be read")
     _check_kinds(d, _header)
-    if not isinstance(d['provenance'].get('measured_at'), str): raise ValueError("it does not say when it was made")
+    _check_kinds(d['provenance'], dict(measured_at=str))
+    _check_kinds(d['facts'], _facts)
+    if d['facts'].keys()!=_facts.keys(): raise ValueError("it does not say what was read")
 
 def _read(file):
     "Header and arrays of an entry, or an error that says what is wrong with it"
@@ -144,9 +145,11 @@ def _read(file):
 # %% ../nbs/11_cache.ipynb #c4c50006
 def _look_of(header, arrays):
     "The look that an entry was made under"
-    rows,seen = header['rows'],[arrays[k] for k in ('first', 'second')]
-    if any(o.dtype!=np.float32 or o.shape!=(sum(rows), 67) for o in seen): raise ValueError("its look is no look")
-    return Look(header['look'], *(np.split(o, np.cumsum(rows, dtype=int))[:-1] for o in seen), True)
+    rows,seen = header['rows'],(arrays['first'], arrays['second'])
+    if any(o.dtype!=np.float32 or o.shape!=(sum(rows), n_features) for o in seen):
+        raise ValueError("its look is no look")
+    first,second = (np.split(o, np.cumsum(rows, dtype=int))[:-1] for o in seen)
+    return Look(header['look'], first, second, True)
 
 def _check_numbers(m, q, at):
     "Refuse rows that no pixels have: a mean beyond the lowest and highest value, more spread than these allow"
@@ -157,22 +160,17 @@ def _check_numbers(m, q, at):
     if wrong.any(): raise ValueError("its numbers cannot be")
     if not np.isfinite(q[m[0,at]>0]).all(): raise ValueError("its quantiles cannot be")
 
-def _check_facts(facts):
-    "Refuse what a pass does not say"
-    if facts.keys()!=_facts.keys(): raise ValueError("it does not say what was read")
-    _check_kinds(facts, _facts)
-    if not all(type(o) is int for o in facts['image_size'] or []): raise ValueError("its images have no size")
-
 def _ledger(header, arrays):
     "The ledger in an entry, rows by index into the items that it was made for; an error where its numbers cannot be"
-    facts,groups,n = header['facts'],header['groups'],len(arrays['index'])
-    _check_facts(facts)
+    facts,n = header['facts'],len(arrays['index'])
+    groups = header['groups'] or [None]*n
+    size = facts['image_size'] or []
     res = RunningStats.from_arrays(arrays, facts['nonfinite'])
     _check_numbers(arrays['m'], arrays['q'], arrays['at'])
     if arrays['keys'].shape!=(n,) or arrays['keys'].dtype.kind!='S': raise ValueError("its rows have no keys")
-    named = groups is None or len(groups)==n and all(isinstance(g, str) for g in groups)
-    if not named: raise ValueError("its rows have no groups")
-    res = res.labelled([None]*n, groups or [None]*n)
+    if len(groups)!=n or {*map(type, groups)}-{str, _none}:          raise ValueError("its rows have no groups")
+    if {*map(type, size)}-{int}:                                     raise ValueError("its images have no size")
+    res = res.labelled([None]*n, groups)
     vars(res).update(facts)
     return res
 
@@ -186,19 +184,16 @@ class _Entry:
 
     def used(self):
         "The entry, used now"
-        try: os.utime(self.file)
-        except OSError: pass  # of somebody else, who lets it be read
+        with suppress(OSError): os.utime(self.file)  # unless it is somebody else's, who lets it be read
         return self
 
     def rows_of(self, wanted):
         "Rows of items `wanted`, a dict from key to indices, out of which these are taken into `index`; `None` for none"
         index,at = self.ledger.index.tolist(),{}
         for i,k in zip(index, self.keys):
-            if i in at or k not in wanted: continue
-            at[i] = wanted[k].pop()
-            if not wanted[k]: del wanted[k]
-        if not at: return None
+            if i not in at and wanted.get(k): at[i] = wanted[k].pop()
         rows = [r for r,i in enumerate(index) if i in at]
+        if not rows: return None
         res = self.ledger.take(rows).labelled([None]*len(rows), [None]*len(rows))
         res.index = np.array([at[index[r]] for r in rows])
         res.population = res.population_groups = None
@@ -215,21 +210,21 @@ def _open(file):
     except Exception as e:  # there is no end to what a damaged file may raise
         _cannot(file, ' '.join(str(e).split())[:200] or type(e).__name__)
 
+# %% ../nbs/11_cache.ipynb #add64596
 def read_entry(
     folder:Path,     # From `cache_folder`
     fp:Fingerprint,  # Of the loader that is to be measured
     names            # What each of its items is called: a list, or a function of its number
 )->tuple|None:
     "The ledger kept under `fp` and its provenance; `None` if there is none, or if the images look different now"
-    file = Path(folder)/f'{fp.name}.npz'
-    found = _open(file)
+    found = _open(Path(folder)/f'{fp.name}.npz')
     if found is None: return None
     head,res = found.header,found.ledger
-    same = [head['recipe'], head['reading'], head['items']]==[fp.recipe, fp.reading, fp.items_digest]
+    same = (head['recipe'], head['reading'], head['items'])==(fp.recipe, fp.reading, fp.items_digest)
     if not same or not fp.look.agrees(found.look): return None
     index,n = res.index.tolist(),len(fp.keys)
     keys = [fp.keys[i].encode() if i<n else b'' for i in index]
-    if found.keys!=keys: return _cannot(file, "its rows are of other items")
+    if found.keys!=keys: return _cannot(found.file, "its rows are of other items")
     called = names if callable(names) else names.__getitem__
     res = res.labelled(list(map(called, index)), head['groups'] or [None]*len(index))
     return res, found.used().header['provenance']
@@ -248,14 +243,15 @@ def known_rows(
     fp:Fingerprint,  # Of the loader that is to be measured
     most:int=20      # Entries to look into
 )->RunningStats|None:
-    "Rows that other entries of this deterministic pipeline hold of these items (`index` says of which); `None` for none"
+    "Rows of these items in other entries of a deterministic pipeline (`index` says of which items); `None` for none"
     files = [f for f in entries(folder, fp.pipeline[:16]) if f.stem!=fp.name][:most]  # its own was no use
     if not files or fp.keys is None or not fp.deterministic: return None
     wanted,parts = {},[]
     for i,k in enumerate(fp.keys): wanted.setdefault(k.encode(), []).append(i)
     for file in files:
-        found = _open(file) if wanted else None
-        if found is None or found.header['recipe']!=fp.recipe or not fp.look.agrees_where_shared(found.look): continue
+        found = _open(file) if any(wanted.values()) else None
+        if found is None or found.header['recipe']!=fp.recipe: continue
+        if not fp.look.agrees_where_shared(found.look):        continue
         part = found.rows_of(wanted)
         if part is None or part.n_channels!=(parts or [part])[0].n_channels: continue
         parts.append(part)
@@ -283,7 +279,8 @@ def provenance(
     "When, from what and with what `m` was measured, as JSON"
     dl = unwrapped(dl)
     inputs = [f for tl in getattr(dl.dataset, 'tls', [])[:n_inputs(dl)] for f in tl.tfms.fs]
-    tfms = [' '.join(str(f.name).split()) for f in [*inputs, *dl.after_item.fs, *before_normalize(dl)] if f.name!='noop']
+    tfms = [*inputs, *dl.after_item.fs, *before_normalize(dl)]
+    tfms = [' '.join(str(f.name).split()) for f in tfms if f.name!='noop']
     def plain(v): return v if isinstance(v, (int, float, str, _none)) else getattr(v, '__name__', type(v).__name__)
     now = datetime.now(timezone.utc).isoformat(timespec='seconds')
     return dict(measured_at=now, n_images=m.n_images, n_training=dl.n, image_size=m.image_size, transforms=tfms,

@@ -9,6 +9,7 @@ __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'backgr
 
 # %% ../nbs/12_guards.ipynb #8d9b8ff5
 import os, re
+from itertools import dropwhile
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, no_random
 from fastai.vision.augment import RandomErasing, SpaceTfm
+from fasttransform import Transform
 from PIL import Image, UnidentifiedImageError
 
 from .values import brief
@@ -28,42 +30,49 @@ from .policy import constant_text
 from .fingerprint import is_file
 
 # %% ../nbs/12_guards.ipynb #a27caaf7
+def _spans(m, lo, hi):
+    "Do the values of all channels lie between `lo` and `hi`, reach down to `lo` (to 2 %), and up past three quarters?"
+    near = .02*(hi-lo)
+    inside  = (m.min>=lo-near) & (m.max<=hi+near)
+    reaches = (m.min<=lo+near) & (m.max>=hi-.25*(hi-lo))
+    return bool((inside & reaches).all())
+
 def already_normalised(
     m  # `RunningStats` of the images before normalisation
 )->str|None:
-    "Do the values look as if someone had normalised them before: with ImageNet's numbers, to [-1, 1], or to mean 0 and std 1?"
+    "Do the values look normalised: with ImageNet's numbers, to [-1, 1], or to mean 0 and std 1?"
     if (m.min>=0).all(): return None
-    how = None
-    black,white = ((v-torch.tensor(IMAGENET.mean))/torch.tensor(IMAGENET.std) for v in (0., 1.))
-    if m.n_channels==3 and _spans(m, black, white): how = "black and white lie where ImageNet's statistics put them"
-    elif _spans(m, -torch.ones(1), torch.ones(1)):  how = "they fill [-1, 1]"
-    elif (m.mean.abs()<1.2).all() and (m.std>.6).all() and (m.std<1.7).all(): how = "mean and std are near 0 and 1"
+    mean,std = map(torch.tensor, IMAGENET)
+    unit = (m.mean.abs()<1.2) & (m.std>.6) & (m.std<1.7)
+    if m.n_channels==3 and _spans(m, -mean/std, (1-mean)/std):
+        how = "black and white lie where ImageNet's statistics put them"
+    elif _spans(m, -torch.ones(1), torch.ones(1)): how = "they fill [-1, 1]"
+    elif unit.all():                               how = "mean and std are near 0 and 1"
+    else: return None
     lo,hi = map(brief, m.ends)
-    values = f"values from {lo} to {hi}, mean {_each(m.mean)}, std {_each(m.std)}"
-    return how and f"the images look normalised already ({how}; {values}): if a step before does that, remove it or this one"
-
-def _spans(m, lo, hi):
-    "Do the values of every channel lie between `lo` and `hi`, reach down to within 2 % of the span from `lo`, and past three quarters of it?"
-    near = .02*(hi-lo)
-    return bool(((m.min>=lo-near) & (m.max<=hi+near) & (m.min<=lo+near) & (m.max>=hi-.25*(hi-lo))).all())
-
-def _each(v): return ', '.join(dict.fromkeys(brief(o) for o in v.tolist()))
+    mean,std = (', '.join(dict.fromkeys(map(brief, v.tolist()))) for v in (m.mean, m.std))
+    return (f"the images look normalised already ({how}; values from {lo} to {hi}, mean {mean}, std {std}): "
+            "if a step before does that, remove it or this one")
 
 # %% ../nbs/12_guards.ipynb #b271053f
+def _run(m): return "the pixel values run from {} to {}".format(*map(brief, m.ends))
+
 def unscaled(m)->str|None:
     "8-bit images that nobody divided by 255?"
     lo,hi = m.ends
     if lo<0 or not 128<=hi<=255: return None
-    return (f"the pixel values run from {brief(lo)} to {brief(hi)}: these are 8-bit images that were not scaled to [0, 1], which "
-            "pretrained models take; put `IntToFloatTensor()` into the batch transforms, or divide by 255")
+    return (f"{_run(m)}: these are 8-bit images that were not scaled to [0, 1], which pretrained models take; put "
+            "`IntToFloatTensor()` into the batch transforms, or divide by 255")
 
 def unused_range(m)->str|None:
     "Values on under a tenth of the range they should fill?"
     a,b = m.ends
     lo,hi = (0., 1.) if 0<=a and b<=1 else m.value_range
-    if not 0<(b-a)/(hi-lo)<.1: return None
-    return (f"the pixel values use {(b-a)/(hi-lo):.1%} of the range from {brief(lo)} to {brief(hi)} ({brief(a)} to {brief(b)}): were they "
-            "divided by too much, such as 12-bit values by 65535? Divide by the largest value that they can have, here 4095")
+    share = (b-a)/(hi-lo)
+    if not 0<share<.1: return None
+    used = f"{share:.1%} of the range from {brief(lo)} to {brief(hi)} ({brief(a)} to {brief(b)})"
+    return (f"the pixel values use {used}: were they divided by too much, such as 12-bit values by 65535? Divide by "
+            "the largest value that they can have, here 4095")
 
 def constant(m)->str|None:
     "A channel that carries nothing?"
@@ -85,8 +94,8 @@ def background(m)->str|None:
     if share<=.5: return None
     value = (m.min if black else m.max)[0].item()
     edge = value+width if black else value-width
-    return (f"{share:.0%} of the pixels are background (value {brief(value)}): mean and std describe it more than the subject; "
-            f"`mask=lambda x: x[:, :1]{'>' if black else '<'}{edge:.3g}` leaves it out")
+    return (f"{share:.0%} of the pixels are background (value {brief(value)}): mean and std describe it more than the "
+            f"subject; `mask=lambda x: x[:, :1]{'>' if black else '<'}{edge:.3g}` leaves it out")
 
 # %% ../nbs/12_guards.ipynb #505cfdd4
 def off_range(
@@ -94,39 +103,44 @@ def off_range(
     stats  # `NormStats` to normalise them with, not measured on them
 )->str|None:
     "Numbers made for images on another range of values?"
-    (lo,hi),(a,b) = stats.value_range,m.ends
-    if stats.name=='custom': return _off_scale(m, stats, a, b)
+    if stats.name=='custom': return _off_scale(m, stats)
     if m.lives_on(stats.value_range, least=0.): return None
-    return (f"the pixel values run from {brief(a)} to {brief(b)}, while the {stats.name} statistics are for images from {brief(lo)} to "
-            f"{brief(hi)}: bring the images to that range, or use `stats='custom'`")
+    lo,hi = map(brief, stats.value_range)
+    return (f"{_run(m)}, while the {stats.name} statistics are for images from {lo} to {hi}: bring the images to that "
+            "range, or use `stats='custom'`")
 
-# %% ../nbs/12_guards.ipynb #a3f13b56
-def _off_scale(m, stats, a, b, most=20):
+def _off_scale(m, stats, most=20):
     "Numbers given by hand that leave hardly any contrast, or blow it up, in every channel"
     if len(stats.std) not in (1, m.n_channels): return None
     ratio = m.std/torch.tensor(stats.std, dtype=torch.float64)
-    if not (ratio>0).all() or not ((ratio<1/most).all() or (ratio>most).all()): return None
-    return (f"the pixel values run from {brief(a)} to {brief(b)} and have a std that is {brief(ratio.max().item())} of the one to divide by: "
-            "the numbers are for another range; give them in the units of the pixels (for images in [0, 1], those for 0–255 divided by 255)")
+    faint,blown_up = (ratio>0) & (ratio<1/most), ratio>most
+    if not (faint.all() or blown_up.all()): return None
+    return (f"{_run(m)} and have a std that is {brief(ratio.max().item())} of the one to divide by: the numbers are "
+            "for another range; give them in the units of the pixels (for images in [0, 1], those for 0–255 divided by "
+            "255)")
 
 # %% ../nbs/12_guards.ipynb #c91e5810
 def _acts_on_images(f):
     "Does transform `f` change images? What only knows other types does not"
     if getattr(f, 'encodes', None) is None: return False
+    def meets(kind):
+        if kind is Any or not isinstance(kind, type): return True
+        return issubclass(TensorImage, kind) or issubclass(kind, TensorImage)
     kinds = [m.signature.types[-1] for m in getattr(f.encodes, 'methods', ()) if len(m.signature.types)]
-    def meets(k): return k is Any or not isinstance(k, type) or issubclass(TensorImage, k) or issubclass(k, TensorImage)
     return not kinds or any(map(meets, kinds))
 
 def after_normalize(
     tfms  # Batch transforms in the order in which they are applied
 )->str|None:
     "A transform that acts on normalised values?"
-    at = next((i for i,f in enumerate(tfms) if isinstance(f, Normalize)), None)
-    late = [] if at is None else [f for f in tfms[at+1:] if not isinstance(f, (Normalize, RandomErasing)) and _acts_on_images(f)]
+    late = list(dropwhile(lambda f: not isinstance(f, Normalize), tfms))[1:]
+    late = [f for f in late if not isinstance(f, (Normalize, RandomErasing)) and _acts_on_images(f)]
     if not late: return None
-    name = type(late[0]).__name__ if type(late[0]).__name__!='Transform' else late[0].name
-    return (f"{name} (order {late[0].order}) comes after Normalize (order {Normalize.order}) and acts on normalised values, which "
-            f"the statistics do not know of: augment first, then normalise, e.g. with an `order` below {Normalize.order}")
+    first = late[0]
+    name = first.name if type(first) is Transform else type(first).__name__
+    return (f"{name} (order {first.order}) comes after Normalize (order {Normalize.order}) and acts on "
+            "normalised values, which the statistics do not know of: augment first, then normalise, e.g. with an "
+            f"`order` below {Normalize.order}")
 
 def twice(
     tfms  # All item and batch transforms
@@ -143,8 +157,9 @@ def less_than_a_batch(
 )->str|None:
     "Does training see no batch at all?"
     if not dl.n or not dl.bs or not dl.drop_last or dl.n>=dl.bs: return None
-    return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete batches are dropped: "
-            f"training would see none; use `bs={max(1, 2**(dl.n.bit_length()-1))}`")
+    power_of_2 = max(1, 2**(dl.n.bit_length()-1))
+    return (f"the training split holds {dl.n:,} image{'s'*(dl.n!=1)}, less than one batch of {dl.bs}, and incomplete "
+            f"batches are dropped: training would see none; use `bs={power_of_2}`")
 
 # %% ../nbs/12_guards.ipynb #7ebf3bf0
 def clamps(
@@ -155,9 +170,8 @@ def clamps(
     light = next((f for f in tfms if isinstance(f, SpaceTfm)), None)
     m = look_at(dl, nonfinite='ignore', order=light.order) if light is not None and dl.n else None
     if m is None or m.lives_on((0., 1.), least=0.): return None
-    lo,hi = map(brief, m.ends)
-    return (f"the pixel values run from {lo} to {hi}, and {type(light).__name__} clamps them to [0, 1], which leaves black and white: "
-            "leave lighting out (`aug_transforms(max_lighting=0.)`), or bring the images to [0, 1] before it")
+    return (f"{_run(m)}, and {type(light).__name__} clamps them to [0, 1], which leaves black and white: leave "
+            "lighting out (`aug_transforms(max_lighting=0.)`), or bring the images to [0, 1] before it")
 
 # %% ../nbs/12_guards.ipynb #ecf10f9b
 def _raw(file):
@@ -167,33 +181,39 @@ def _raw(file):
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError): return None
 
 def _loading(dl, i):
-    "The file of the `i`-th training item and the image that the type transforms make of it, or `None`"
+    "The file of the `i`-th training item, its values, and the image that loading makes of it; `None` for 8 bits"
     tl = dl.dataset.tls[0]
-    x = item_at(tl.items, i)
+    x,file,raw = item_at(tl.items, i),None,None
     for f in tl.tfms.fs:
-        file = x if is_file(x) else None
-        if file is not None and _raw(file) is None: return None
+        if is_file(x):
+            file,raw = x,_raw(x)
+            if raw is None: return None
         x = f(x)
-        if file is not None and not is_file(x): return file,x
+        if file is not None and not is_file(x): return file,raw,x
 
 def _cut(raw, loaded):
-    "Share of the values of `raw` above 255 that `loaded` has as 255, or with fractions cut off; 0 where `loaded` is something else"
+    "Share of the values of `raw` that `loaded` has cut off at 0 or 255, or to whole numbers; 0 if it is another thing"
     loaded = np.asarray(loaded)
     if loaded.dtype!=np.uint8: return 0.
     if loaded.ndim==3: loaded = loaded[...,0] if loaded.shape[-1] in (1, 3, 4) else loaded[0]
-    if loaded.shape!=raw.shape or not (np.clip(raw, 0, 255).astype(np.uint8)==loaded).all(): return 0.
+    if not np.array_equal(np.clip(raw, 0, 255).astype(np.uint8), loaded): return 0.
     return ((raw>255) | (raw<0) | (raw!=np.floor(raw))).mean()
 
+# %% ../nbs/12_guards.ipynb #36f9c7a8
 def clipped(
     dl  # The training loader
 )->str|None:
     "16-bit (or float) images that loading clips to 0–255? Looks at a handful of files"
-    if not hasattr(dl.dataset, 'tls') or not dl.n: return None
+    if not hasattr(dl.dataset, 'tls'): return None
     for i in handful(dl.n):
         with no_random(0, reproducible=False): found = _loading(dl, i)
-        if found is None or not (share := _cut(raw := _raw(found[0]), found[1])): continue
-        return (f"{Path(found[0]).name} holds values from {brief(raw.min())} to {brief(raw.max())} and is loaded as 8 bits: {share:.0%} of "
-                "its pixels are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, with "
+        if found is None: continue
+        file,raw,loaded = found
+        share = _cut(raw, loaded)
+        if not share: continue
+        lo,hi = map(brief, (raw.min(), raw.max()))
+        return (f"{Path(file).name} holds values from {lo} to {hi} and is loaded as 8 bits: {share:.0%} of its pixels "
+                "are clipped to 0–255 or rounded, which no statistics can mend; load the values as they are, with "
                 "`FloatImageBlock()` in place of `ImageBlock`")
 
 # %% ../nbs/12_guards.ipynb #6a000002
@@ -204,7 +224,7 @@ def _beginning(item):
     return _last_number.sub(r'\1', PureWindowsPath(str(item)).stem)  # knows slashes and backslashes
 
 def _family(item):
-    "The beginning of the name of `item`; `None` where there is no more than the name, or where it is that of a folder: a class"
+    "The beginning of the name of `item`; `None` where that is all of it, or the name of a folder: a class"
     path,found = PureWindowsPath(str(item)),_beginning(item)
     return None if found in (path.stem, *path.parent.parts) else found
 
@@ -222,6 +242,7 @@ def _alike(
     if among<=0: return 0.,0.
     return pairs.sum()/(n*(n-1)/2).sum()/d.var(), pairs.sum()/np.sqrt(among)
 
+# %% ../nbs/12_guards.ipynb #6299c6ae
 def families(
     m,         # `RunningStats` measured without groups
     z:float=4. # Standard errors that the intra-class correlation of the images' means must exceed
@@ -237,9 +258,10 @@ def families(
     if by<=z: return None
     effect = m.labelled(m.items, [_beginning(o) for o in m.items]).design_effect.max()
     name = df.family[df.family.duplicated()].iloc[0]
-    return (f"{len(df):,} images share {len(names):,} beginnings of file names (such as {name!r}), and those that share one resemble each other (intra-class "
-            f"correlation {rho:.2f}): families, for which the standard errors are too small (design effect {effect:.2f}); say whose an image is, e.g. "
-            f"`groups=lambda f: re.sub(r'{_last_number.pattern}', r'\\1', Path(f).stem)`, and keep families together in splits")
+    return (f"{len(df):,} images share {len(names):,} beginnings of file names (such as {name!r}), and those that "
+            f"share one resemble each other (intra-class correlation {rho:.2f}): families, for which the standard "
+            f"errors are too small (design effect {effect:.2f}); say whose an image is, e.g. `groups=lambda f: "
+            f"re.sub(r'{_last_number.pattern}', r'\\1', Path(f).stem)`, and keep families together in splits")
 
 # %% ../nbs/12_guards.ipynb #6a000005
 def _moving(df, share, most, z):
@@ -248,9 +270,9 @@ def _moving(df, share, most, z):
 
 def _of_groups(m):
     "The rows of `unusual` in one row a group of several images: its influence, and the median z of its images"
-    df = m.unusual(m.n_images).assign(unit=lambda o: o.group.map(str)).groupby('unit', sort=False)
+    df = m.unusual(m.n_images).assign(group=lambda o: o.group.map(str)).groupby('group', sort=False)
     df = df.agg(influence=('influence', 'first'), z=('z', 'median'), n=('z', 'size'))
-    return df[df.n>1].reset_index(names='group')
+    return df[df.n>1].reset_index()
 
 def influential(
     m,               # `RunningStats`
@@ -268,8 +290,10 @@ def influential(
         who = m.unit+' '+df.group
     if df.empty or len(df)>max(1, m.n_images//20): return None  # so many are no exceptions
     first,more = df.iloc[0],len(df)-1
-    return (f"{who.iloc[0]} alone moves mean or std by {first.influence:.2g} σ (its values lie {first.z:,.0f} robust standard deviations off"
-            f"{f'; {more:,} more like it' if more else ''}): other units, or damaged? Look at `plot_unusual(dls)`, and mend it or leave it out")
+    others = f"; {more:,} more like it" if more else ''
+    return (f"{who.iloc[0]} alone moves mean or std by {first.influence:.2g} σ (its values lie {first.z:,.0f} robust "
+            f"standard deviations off{others}): other units, or damaged? Look at `plot_unusual(dls)`, and mend it or "
+            "leave it out")
 
 # %% ../nbs/12_guards.ipynb #6a000018
 _word = r'(?:masks?|seg(?:mentation)?s?|labels?|gt|ground[-_ ]?truth|annotations?)'
@@ -277,7 +301,7 @@ _mask_name   = re.compile(rf'^{_word}[-_. ]+|[-_. ]+{_word}(?:[-_. ]?\d+)?$', re
 _mask_folder = re.compile(rf'(?:^|[-_. ]){_word}(?:$|[-_. ])', re.I)                  # masks, train_masks
 
 def _masked_image(path, depth):
-    "The name of the image that a file at `path` would be the mask of; `None` where neither it nor a folder below `depth` says that it is one"
+    "The name of the image that `path` would be the mask of; `None` where neither it nor a folder below `depth` says so"
     name = _mask_name.sub('', path.stem)
     said = name!=path.stem or any(map(_mask_folder.search, path.parent.parts[depth:]))
     return name.lower() if said else None
@@ -299,8 +323,9 @@ def masks_among(
     rows,q = m.row_quantiles()
     found = [i for i in rows[_flat(q)].tolist() if named[i] in images]
     if len(found)<3: return None
-    return (f"{len(found):,} of {m.n_images:,} images look like masks: they hold a few values, and their names are those of other images "
-            f"({paths[found[0]].name}); leave them out in `get_items`, or mean and std are of masks, too")
+    name = paths[found[0]].name
+    return (f"{len(found):,} of {m.n_images:,} images look like masks: they hold a few values, and their names are "
+            f"those of other images ({name}); leave them out in `get_items`, or mean and std are of masks, too")
 
 # %% ../nbs/12_guards.ipynb #6a000009
 def reach(
@@ -315,8 +340,8 @@ def reach(
     known = max(abs(v-a)/b for a,b in zip(*model) for v in model.value_range)
     if far<=most*known: return None
     other = "compare with `stats='pretrained'`, or " if len(model.mean) in (1, m.n_channels) else ''
-    return (f"after normalisation one value in a thousand lies {far:.1f} σ from 0 or further, while the pretrained {model.name} never saw more than {known:.1f}: {other}"
-            "clip first, `scheme='clip-zscore'`")
+    return (f"after normalisation one value in a thousand lies {far:.1f} σ from 0 or further, while the pretrained "
+            f"{model.name} never saw more than {known:.1f}: {other}clip first, `scheme='clip-zscore'`")
 
 # %% ../nbs/12_guards.ipynb #4b2e7bb7
 def _said(*sentences): return [s for s in sentences if s]
@@ -329,11 +354,12 @@ def check_images(
     "What the guards say to the pixels: a list of sentences; a constant channel is the choice's to mention"
     if not m.n_images: return []
     m = m.measured()
-    some = m.complete or m.n_images>=100  # enough to speak of the whole set
-    again = already_normalised(m)
-    eight_bit = stats is not None and stats.value_range==(0., 255.)  # and meant to be
-    off = [] if range_said or again else [None if eight_bit else unscaled(m), stats and off_range(m, stats), unused_range(m)]
-    return _said(again, *off, background(m) if some and stats is None else None)
+    res = [already_normalised(m)]
+    if not range_said and not res[0]:
+        eight_bit = stats is not None and stats.value_range==(0., 255.)  # and meant to be
+        res += [None if eight_bit else unscaled(m), stats and off_range(m, stats), unused_range(m)]
+    whole = m.complete or m.n_images>=100  # enough to speak of the whole set
+    return _said(*res, background(m) if whole and stats is None else None)
 
 def check_ledger(
     m  # `RunningStats` of the training images, `None` where they were not measured

@@ -8,7 +8,7 @@ __all__ = ['unwrapped', 'before_normalize', 'normalize_in', 'input_images', 'n_i
 
 # %% ../nbs/04_loaders.ipynb #9af9c7c1
 import math, re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from functools import partial
 from pathlib import PurePath
@@ -36,8 +36,8 @@ def before_normalize(
     "The batch transforms that images meet before normalisation: those ordered before Normalize, without any Normalize"
     dl = unwrapped(dl)
     if not isinstance(getattr(dl, 'after_batch', None), Pipeline):
-        raise TypeError(f"need a fastai `TfmdDL` with batch transforms, got {type(dl).__name__}: build it with a DataBlock or "
-                        "`Datasets.dataloaders`")
+        raise TypeError(f"need a fastai `TfmdDL` with batch transforms, got {type(dl).__name__}: build it with a "
+                        "DataBlock or `Datasets.dataloaders`")
     return [f for f in dl.after_batch.fs if f.order<Normalize.order and not isinstance(f, Normalize)]
 
 def normalize_in(dl):
@@ -53,13 +53,15 @@ def input_images(
     b,               # A batch as the loader yields it
     n_inp:int=None   # How many of its parts are inputs; `None`: all but the last, as fastai has it
 )->list:
-    "The image tensors among the inputs of `b`, or among its targets if there are none: those that fastai's Normalize would act on"
+    "The images among the inputs of `b`, or its targets if there are none: those that fastai's Normalize would act on"
     parts = list(b) if isinstance(b, (tuple, list)) else [b]
     n_inp = n_inp or max(1, len(parts)-1)
     for side in (parts[:n_inp], parts[n_inp:]):
-        if res := [o for o in _leaves(side) if isinstance(o, TensorImage)]: return res
+        images = [o for o in _leaves(side) if isinstance(o, TensorImage)]
+        if images: return images
     kinds = ', '.join(type(o).__name__ for o in _leaves(parts[:n_inp]))
-    raise TypeError(f"no image among the inputs ({kinds}): Normalize acts on TensorImage only, so let a block yield it (e.g. `ImageBlock`)")
+    raise TypeError(f"no image among the inputs ({kinds}): Normalize acts on TensorImage only, so let a block yield it "
+                    "(e.g. `ImageBlock`)")
 
 def n_inputs(
     dl  # A loader
@@ -92,13 +94,15 @@ def item_name(
     except Exception: return f"item {i}"
     return ''.join(c for c in ' '.join(text[:1000].split()) if c.isprintable())[:300]
 
+# %% ../nbs/04_loaders.ipynb #419ba6c1
 class _NamedItems:
-    "A loader's `do_item` that gives an item together with its number, and errors that name it; a class, so that worker processes can be sent it"
+    "A loader's `do_item` that gives an item with its number, and errors that name it; worker processes can be sent it"
     def __init__(self, dl): self.dl,self.do_item = dl,dl.do_item
     def __call__(self, i):
         try: item = self.do_item(i)
         except Exception as e:
-            verb = 'read' if isinstance(e, (OSError, SyntaxError)) else 'load'  # Pillow's errors, or those of labels and transforms
+            # Pillow's errors, or those of labels and transforms
+            verb = 'read' if isinstance(e, (OSError, SyntaxError)) else 'load'
             raise ReadError(f"cannot {verb} {item_name(self.dl.dataset, i)}: {first_line(e)}") from e
         return None if item is None else (i, item)
 
@@ -139,11 +143,13 @@ class _BatchTransforms:
 # %% ../nbs/04_loaders.ipynb #8da7f59b
 def _why_not_collated(items, e):
     "One sentence on why `items` do not fit into one batch"
-    shapes = [tuple(getattr(it[0] if isinstance(it, (tuple, list)) else it, 'shape', ())) for it in items]
+    firsts = [it[0] if isinstance(it, (tuple, list)) else it for it in items]
+    shapes = [tuple(getattr(x, 'shape', ())) for x in firsts]
     other = next((s for s in shapes if s!=shapes[0]), None)
     if other is None: return f"cannot collate a batch: {first_line(e)}"
-    what,fix = 'sizes', "bring them to one size, e.g. `item_tfms=Resize(224)`"
-    if shapes[0][1:]==other[1:]: what,fix = 'channel counts', "load them as one kind, e.g. `ImageBlock(PILImage)` or `ImageBlock(PILImageBW)`"
+    if shapes[0][1:]==other[1:]:
+        what,fix = 'channel counts', "load them as one kind, e.g. `ImageBlock(PILImage)` or `ImageBlock(PILImageBW)`"
+    else: what,fix = 'sizes', "bring them to one size, e.g. `item_tfms=Resize(224)`"
     return f"images of one batch have different {what}, {shapes[0]} and {other}: {fix}"
 
 def _from_worker(e):
@@ -158,7 +164,8 @@ def check_indexed(
     if dl.indexed and dl.n is not None: return
     raise TypeError("the training set must be indexed and have a length: an iterable one cannot be gone through once")
 
-_made_anew = {*'dataset bs shuffle drop_last indexed n pin_memory timeout device _device rng num_workers offs fake_l it _n_inp _types'.split(), '_DataLoader__idxs'}
+_made_anew = {'dataset', 'bs', 'shuffle', 'drop_last', 'indexed', 'n', 'pin_memory', 'timeout', 'device', '_device',
+              'rng', 'num_workers', 'offs', 'fake_l', 'it', '_n_inp', '_types', '_DataLoader__idxs'}
 
 def _own_attributes(dl):
     "What a user's class of loaders keeps besides what fastai's has"
@@ -171,9 +178,10 @@ def loader_of(
     **kwargs        # Of the new loader
 ):
     "A loader like `dl` up to Normalize over the items `idxs`, once each: yields pairs (batch, indices of its items)"
-    tfms = [f for f in before_normalize(dl) if f.order<before]
-    loader = DataLoader.new(dl, do_setup=False, shuffle=False, drop_last=False, n=len(idxs), get_idxs=partial(list, idxs),
-                            after_batch=Pipeline(tfms), **{'bs': dl.bs and 2**min(10, int(math.log2(dl.bs))), **kwargs})
+    pipe = Pipeline([f for f in before_normalize(dl) if f.order<before])
+    kwargs = {'bs': dl.bs and 2**min(10, int(math.log2(dl.bs))), **kwargs}
+    loader = DataLoader.new(dl, do_setup=False, shuffle=False, drop_last=False, n=len(idxs),
+                            get_idxs=partial(list, idxs), after_batch=pipe, **kwargs)
     vars(loader).update(_own_attributes(dl))
     loader.create_batch = _NamedBatch(loader)
     loader.do_batch,loader.do_item = _NumberedBatch(loader),_NamedItems(loader)
@@ -181,12 +189,13 @@ def loader_of(
     loader.after_batch = _BatchTransforms(loader.after_batch)
     return loader
 
+# %% ../nbs/04_loaders.ipynb #19c916e2
 def batches(
     dl:TfmdDL,   # These as in `loader_of`
     idxs:list,
     **kwargs
 ):
-    "Pairs (batch, indices of its items, or of its images' items) of the items `idxs`; errors of worker processes are raised as here"
+    "Pairs (batch, indices of its items, one an image if items are stacks) of items `idxs`; workers raise as if here"
     loader,start = loader_of(dl, idxs, **kwargs),0
     try:
         for b,own in loader:
@@ -202,19 +211,21 @@ def of_each(
     name:str='by'    # Of the argument, for messages
 )->list:
     "What `by` says of each item"
-    n = len(items)
+    n,is_table = len(items),hasattr(items, 'iloc')
     if isinstance(by, Mapping): by = by.get
     if callable(by): return [by(item_at(items, i)) for i in range(n)]
-    if isinstance(by, str):
-        if hasattr(items, 'iloc') and by in items: return list(items[by])
-        raise ValueError(f"`{name}` must be a function from an item to its group, a column of the items, or a list, got {by!r}")
-    if isinstance(by, pd.Series) and not (hasattr(items, 'iloc') and by.index.equals(items.index)):
-        raise ValueError(f"`{name}` is a Series with another index than the items: give its values in the order of the items, or a function")
-    try: res = list(by)
-    except TypeError: raise ValueError(f"`{name}` must be a function from an item to its group, a column of the items, or a list, got {by!r}") from None
+    if isinstance(by, str) and is_table and by in items: return list(items[by])
+    if isinstance(by, pd.Series) and not (is_table and by.index.equals(items.index)):
+        raise ValueError(f"`{name}` is a Series with another index than the items: give its values in the order of the "
+                         "items, or a function")
+    if isinstance(by, str) or not isinstance(by, Iterable):
+        raise ValueError(f"`{name}` must be a function from an item to its group, a column of the items, or a list, "
+                         f"got {by!r}")
+    res = list(by)
     if len(res)!=n: raise ValueError(f"`{name}` must say one group an item, got {len(res):,} for {n:,} items")
     return res
 
+# %% ../nbs/04_loaders.ipynb #11feb79e
 def groups_of(
     items,               # These as in `of_each`
     groups,

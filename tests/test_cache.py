@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from fastai.vision.all import (Brightness,CategoryBlock,ColReader,DataBlock,Datasets,ImageBlock,IndexSplitter,
                                IntToFloatTensor,
-                               PILImage,Resize,TensorImage,ToTensor,Transform,aug_transforms)
+                               ItemTransform,MaskBlock,PILImage,Resize,TensorImage,ToTensor,Transform,aug_transforms)
 from PIL import Image
 
 import fastai_normstats
 from fastai_normstats import cache as C
 from fastai_normstats.all import DatasetStats,StatsChoice
-from fastai_normstats.fingerprint import Fingerprint
+from fastai_normstats.fingerprint import Fingerprint,item_keys
 from fastai_normstats.measure import measure_stats
 from helpers import (bits,cache_entries as entries,fitted_choice,image_block,image_folder,no_address,
                      png_files as files,random_image)
@@ -114,6 +114,65 @@ def test_table_of_10_000_rows(table, passes):
     big = pd.concat([table]*417, ignore_index=True).head(10_000)
     for _ in range(2): fit_table(big, get_x=lambda r: r.file, splitter=IndexSplitter(range(9_900)))
     assert len(passes)==1
+
+# --- volumes and masks
+
+@pytest.mark.parametrize('shape', [(1, 40), (2, 12, 9), (1, 9, 10, 11), (2, 3, 9, 4, 4)], ids=str)
+def test_signals_and_volumes(tmp_path, passes, cache_home, shape):
+    "Kept and found again, whatever the number of their axes; not once their pixels changed"
+    rng,fs = np.random.default_rng(0),[tmp_path/f'{i:02}.npy' for i in range(20)]
+    gain = [1.]
+    for f in fs: np.save(f, rng.uniform(size=shape).astype(np.float32))
+    def fit_volumes():
+        dls = Datasets(fs, [[lambda f: TensorImage(np.load(f)*gain[0])]]).dataloaders(bs=4, num_workers=0)
+        return dls.fit_stats(**own).stats_choice
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'cannot keep')
+        first = fit_volumes()
+        assert bits(fit_volumes())==bits(first) and len(passes)==1 and len(entries(cache_home))==1
+        gain[0] = .99
+        assert bits(fit_volumes())!=bits(first) and len(passes)==2
+
+class CropByMask(ItemTransform):
+    "The image where its mask is, which sees both at once"
+    order = 6
+    def encodes(self, xy): return xy[0]*(xy[1]>0),xy[1]
+
+def fit_segmentation(folder, masks, codes=None, *tfms, **kwargs):
+    block = DataBlock((ImageBlock, MaskBlock(codes)), get_items=files, get_y=lambda f: masks/f.name,
+                      splitter=IndexSplitter(held_out), item_tfms=[Resize(12), *tfms])
+    return block.fit_stats(folder, **own, **small, **kwargs).stats_choice
+
+def draw_masks(folder, masks, seed=0):
+    rng = np.random.default_rng(seed)
+    masks.mkdir(exist_ok=True)
+    for f in files(folder): Image.fromarray(rng.integers(0, 2, (16, 16), dtype=np.uint8)).save(masks/f.name)
+
+@pytest.mark.parametrize('codes', [None, ['none', 'lung'], np.array(['none', 'lung'])], ids=['plain', 'list', 'array'])
+def test_segmentation(folder, passes, cache_home, codes):
+    "Found again; other masks of the same images change nothing"
+    masks = folder.parent/'masks'
+    draw_masks(folder, masks)
+    first = fit_segmentation(folder, masks, codes)
+    assert len(entries(cache_home))==1
+    draw_masks(folder, masks, seed=1)
+    assert bits(fit_segmentation(folder, masks, codes))==bits(first) and len(passes)==1
+
+def test_masks_that_change_the_images(folder, passes):
+    "Where a transform sees image and mask at once, another mask is another image, also of one that no look shows"
+    masks = folder.parent/'masks'
+    draw_masks(folder, masks)
+    def of(): return fit_segmentation(folder, masks, None, CropByMask())
+    first = of()
+    assert bits(of())==bits(first) and len(passes)==1
+    dl = DataBlock((ImageBlock, MaskBlock), get_items=files, get_y=lambda f: masks/f.name,
+                   splitter=IndexSplitter(held_out),
+                   item_tfms=[Resize(12), CropByMask()]).dataloaders(folder, **small).train
+    seen = Fingerprint(dl).look.keys
+    unseen = next(f for f,k in zip(dl.dataset.items, item_keys(dl)[0]) if k not in seen)
+    Image.fromarray(np.ones((16, 16), np.uint8)).save(masks/unseen.name)
+    os.utime(masks/unseen.name, ns=(1, 1))
+    assert bits(of())!=bits(first) and len(passes)==2
 
 # --- rows that need not be read again
 
