@@ -21,9 +21,9 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline
 
 from .values import first_line
-from .loaders import ReadError, item_name, unwrapped
+from .loaders import ReadError, item_name, normalize_in, unwrapped
 from .schemes import ZScore
-from .choice import StatsChoice
+from .choice import StatsChoice, choice_of
 from .fingerprint import value_keys
 from .transform import DatasetStats
 
@@ -33,21 +33,26 @@ class KeptSplit:
     def __init__(self,
         splitter  # The splitter whose split is kept
     ):
-        self.splitter,self.splits,self.key,self.items,self.states = splitter,None,None,None,None
+        self.splitter = splitter
+        self.splits,self.key,self.items,self.states = [None]*4  # the split that is kept, of which items, drawn how
         self.then = None  # called with items and split each time
 
     def __call__(self, items):
         if not len(items):
-            raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file endings?)")
+            raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file "
+                             "endings?)")
         states,key = get_random_states(),value_keys(items)
         splits = self._ask(items)  # always asked, so that random states move on as without this
         if key!=self.key or not self._is_kept(items, splits):
             self.splits,self.key,self.items,self.states = splits,key,items,states
-        if not len(self.splits[0]): raise ValueError(f"no training images: the splitter put all {len(items):,} items into validation")
+        if not len(self.splits[0]):
+            raise ValueError(f"no training images: the splitter put all {len(items):,} items into validation")
         if self.then is not None: self.then(items, self.splits)
         return self.splits
 
-    def _ask(self, items): return [list(range(len(items))[o]) if isinstance(o, slice) else list(mask2idxs(o)) for o in self.splitter(items)]
+    def _ask(self, items):
+        everything = range(len(items))
+        return [list(everything[o]) if isinstance(o, slice) else list(mask2idxs(o)) for o in self.splitter(items)]
 
     def _is_kept(self, items, splits):
         "Does the splitter give the kept split, now or with the random state that it had then?"
@@ -68,14 +73,10 @@ def _with_stats(tfms, tfm):
     "`tfms` with `tfm` in place of every Normalize"
     return without_stats(tfms) + [tfm]
 
-def _stats_in(tfms):
-    "The DatasetStats among `tfms`, `None` if there is none"
-    return next((t for t in tfms if isinstance(t, DatasetStats)), None)
-
 def check_keywords(block, kwargs, name='fit_stats'):
     "Refuse keywords of function `name` that no loader knows: fastai would ignore a misspelt one without a word"
-    loaders,dl_type = signature(FilteredBase.dataloaders).parameters,kwargs.get('dl_type') or block.dl_type
-    params = signature(dl_type.__init__).parameters
+    dl_type = kwargs.get('dl_type') or block.dl_type
+    params,loaders = signature(dl_type.__init__).parameters,signature(FilteredBase.dataloaders).parameters
     if any(p.kind==p.VAR_KEYWORD for p in params.values()): return
     known = {*params, *loaders, *dl_type._methods, *own_keywords, 'path', 'verbose', 'dl_type'}
     for k in kwargs:
@@ -84,23 +85,32 @@ def check_keywords(block, kwargs, name='fit_stats'):
         raise TypeError(f"{name} has no keyword {k!r}{f': did you mean {near[0]!r}?' if near else ''}")
 
 # %% ../nbs/14_block.ipynb #e365345a
-def _fit_block(self, source, **kwargs):
+def _make_loaders(block, source, **kwargs):
     "Make the loaders once, which measures; an unreadable file is named"
-    try: type(self).dataloaders(self, source, **kwargs)  # a copied block's `self.dataloaders` is its original's
+    try: type(block).dataloaders(block, source, **kwargs)  # a copied block's own `dataloaders` is its original's
     except ReadError: raise
     except OSError as e:
-        if self.splitter.items is None: raise
-        first = item_name(self.splitter, self.splitter.splits[0][0])  # fastai opens it to find out about types
+        if block.splitter.items is None: raise
+        first = item_name(block.splitter, block.splitter.splits[0][0])  # fastai opens it to find out about types
         raise ReadError(f"cannot read {first}: {first_line(e)}") from e
 
 def _of_training(tfm, groups):
-    "A function that gives `tfm` the groups of the training items, where `groups` lists those of all items; `None` where it does not"
+    "A function that gives `tfm` the groups of the training items, where `groups` lists those of all items; else `None`"
     if groups is None or callable(groups) or isinstance(groups, (str, Mapping)): return None
     listed = list(groups)
     def give(items, splits):
-        if len(listed)!=len(items): raise ValueError(f"`groups` must say one group an item, got {len(listed):,} for {len(items):,} items")
+        if len(listed)!=len(items):
+            raise ValueError(f"`groups` must say one group an item, got {len(listed):,} for {len(items):,} items")
         tfm.pass_args = {**tfm.pass_args, 'groups': [listed[i] for i in splits[0]]}  # loaders made before keep theirs
     return give
+
+# %% ../nbs/14_block.ipynb #e365345b
+def _install_in_block(self, tfm):
+    "A splitter that keeps its split, and `tfm` in place of every Normalize"
+    splitter = self.splitter.splitter if isinstance(self.splitter, KeptSplit) else self.splitter
+    self.splitter = KeptSplit(splitter or RandomSplitter())
+    self.splitter.then,tfm.get_items = _of_training(tfm, tfm.pass_args['groups']),self.get_items
+    self.batch_tfms,self.default_batch_tfms = (_with_stats(o, tfm) for o in (self.batch_tfms, self.default_batch_tfms))
 
 @patch
 @delegates(DatasetStats.__init__, keep=True, but=['mean', 'std'])
@@ -109,18 +119,17 @@ def fit_stats(self:DataBlock,
     model=None,  # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
     **kwargs     # Keywords of `DatasetStats` (`stats`, `pretrained`, `frozen`, `policy`, `seed`…), and of `dataloaders`
 )->DataBlock:
-    "Measure the training split of `source`, choose statistics and install them; `stats_choice` says what was chosen and why"
+    "Measure the training split of `source`, choose statistics and install them; see `stats_choice`"
     check_keywords(self, kwargs)
     tfm = DatasetStats(model=model, **{k: kwargs.pop(k) for k in own_keywords if k in kwargs})
-    before,states = {k: getattr(self, k) for k in ('splitter', 'batch_tfms', 'default_batch_tfms')},get_random_states()
-    kept = isinstance(self.splitter, KeptSplit)
-    self.splitter = KeptSplit((self.splitter.splitter if kept else self.splitter) or RandomSplitter())
-    self.splitter.then,tfm.get_items = _of_training(tfm, tfm.pass_args['groups']),self.get_items
-    tfm.trial = True
-    for k in ('batch_tfms', 'default_batch_tfms'): setattr(self, k, _with_stats(getattr(self, k), tfm))
-    try: _fit_block(self, source, **kwargs)
+    before = {k: getattr(self, k) for k in ('splitter', 'batch_tfms', 'default_batch_tfms')}
+    states = get_random_states()
+    try:
+        _install_in_block(self, tfm)
+        tfm.trial = True
+        _make_loaders(self, source, **kwargs)
     except BaseException:
-        for k,v in before.items(): setattr(self, k, v)
+        vars(self).update(before)
         raise
     finally: set_random_states(**states)
     tfm.pinned,tfm.trial = True,False
@@ -130,53 +139,52 @@ def fit_stats(self:DataBlock,
 @patch(as_prop=True)
 def stats_choice(self:DataBlock)->StatsChoice|None:
     "What the last `fit_stats` (or the last loaders made) chose, and why; `None` before"
-    return getattr(_stats_in(self.batch_tfms), 'choice', None)
+    return next((choice_of(t) for t in self.batch_tfms if isinstance(t, DatasetStats)), None)
 
 # %% ../nbs/14_block.ipynb #b45bd595
-def _install(dl, tfm):
-    "Put `tfm` into the batch transforms of `dl`, in place of every Normalize"
-    dl = unwrapped(dl)
-    dl.after_batch = Pipeline(_with_stats(dl.after_batch.fs, tfm), split_idx=dl.after_batch.split_idx)
-
 @patch
 @delegates(DatasetStats.__init__, but=['mean', 'std'])
 def fit_stats(self:DataLoaders,
     model=None,  # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
     **kwargs     # Keywords of `DatasetStats`: `stats`, `pretrained`, `frozen`, `policy`, `seed`…
 )->DataLoaders:
-    "Measure the training loader, choose statistics and install them in all loaders; `stats_choice` says what was chosen and why"
+    "Measure the training loader, choose statistics and install them in all loaders; see `stats_choice`"
     if not len(self.loaders) or not all(isinstance(dl, TfmdDL) for dl in self.loaders):
         raise TypeError(f"fit_stats needs fastai's TfmdDL loaders, got {[type(dl).__name__ for dl in self.loaders]}")
-    if bad := [k for k in kwargs if k not in own_keywords]: raise TypeError(f"fit_stats has no keyword {bad[0]!r}: it takes {', '.join(own_keywords)}")
-    train = unwrapped(self.train)
+    if bad := [k for k in kwargs if k not in own_keywords]:
+        raise TypeError(f"fit_stats has no keyword {bad[0]!r}: it takes {', '.join(own_keywords)}")
     tfm = DatasetStats(model=model, **kwargs)
-    tfm.setups(train)
-    for dl in self.loaders: _install(dl, tfm.installed())
+    tfm.setups(unwrapped(self.train))
+    for dl in map(unwrapped, self.loaders):
+        dl.after_batch = Pipeline(_with_stats(dl.after_batch.fs, tfm.installed()), split_idx=dl.after_batch.split_idx)
     return self
 
 @patch(as_prop=True)
 def stats_choice(self:DataLoaders)->StatsChoice|None:
     "What these loaders are normalised with, and why; `None` where it was not chosen by `DatasetStats`"
-    return getattr(_stats_in(unwrapped(self.train).after_batch.fs), 'choice', None)
+    return choice_of(normalize_in(self.train))
 
 # %% ../nbs/14_block.ipynb #ea61fd3c
 def _frozen(tfm):
-    "A plain fastai Normalize with the numbers of `tfm`"
-    if tfm.mean is None: raise ValueError("nothing was measured yet, so there are no numbers to freeze: call `dls.fit_stats()` first")
+    "A plain fastai Normalize with the numbers of `tfm`, and its choice as a dict"
+    if tfm.mean is None:
+        raise ValueError("nothing was measured yet, so there are no numbers to freeze: call `dls.fit_stats()` first")
     if not isinstance(tfm.scheme, ZScore):
-        raise ValueError(f"fastai's Normalize cannot do scheme {tfm.scheme.name!r}: export as it is, and install this package where "
-                         "the learner is loaded")
+        raise ValueError(f"fastai's Normalize cannot do scheme {tfm.scheme.name!r}: export as it is, and install this "
+                         "package where the learner is loaded")
     res = Normalize(tfm.mean, tfm.std, tfm.axes)
     res.split_idx = tfm.split_idx
+    res.choice = tfm.choice and tfm.choice.to_dict()
     return res
 
 @patch
 def freeze_stats(self:DataLoaders)->DataLoaders:
-    "Put a plain fastai `Normalize` with the same numbers in place of `DatasetStats`, so that exports load where this package is not installed"
+    "Put fastai's `Normalize` in place of `DatasetStats`, so that exports load where this package is not installed"
     pipes = [unwrapped(dl).after_batch for dl in self.loaders]
-    if not any(isinstance(f, Normalize) for p in pipes for f in p.fs): raise ValueError("these loaders are not normalised: call `dls.fit_stats()` first")
-    new = [Pipeline([_frozen(f) if isinstance(f, DatasetStats) else f for f in p.fs], split_idx=p.split_idx) for p in pipes]
-    for dl,p in zip(self.loaders, new): unwrapped(dl).after_batch = p
+    if not any(isinstance(f, Normalize) for p in pipes for f in p.fs):
+        raise ValueError("these loaders are not normalised: call `dls.fit_stats()` first")
+    new = [[_frozen(f) if isinstance(f, DatasetStats) else f for f in p.fs] for p in pipes]  # all of them, or none
+    for dl,p,fs in zip(self.loaders, pipes, new): unwrapped(dl).after_batch = Pipeline(fs, split_idx=p.split_idx)
     return self
 
 @patch

@@ -23,8 +23,8 @@ from .loaders import as_validation, normalize_in, of_each, unwrapped
 from .measure import is_augmented, look_at, measure_stats
 from .schemes import ZScore
 from .models import IMAGENET, NormalisesInside, for_channels, model_stats
-from .choice import StatsChoice
-from .policy import Policy, fitting_stats
+from .choice import StatsChoice, choice_of
+from .policy import Policy, fitting_stats, grey_model_doubt
 from .guards import check_images, check_loader, clipped, constant
 from .transform import DatasetStats
 
@@ -36,9 +36,11 @@ def used_stats(
     tfm = normalize_in(dl)
     if tfm is None: return None
     if tfm.mean is None: raise ValueError(f"{type(tfm).__name__} has no statistics yet: nothing to compare with")
+    choice = choice_of(tfm)
+    if choice is not None: return choice.stats
     mean,std = (torch.as_tensor(o).flatten().tolist() for o in (tfm.mean, tfm.std))
-    if (choice := getattr(tfm, 'choice', None)) is not None: return choice.stats
-    return IMAGENET if same_numbers((mean, std), IMAGENET) else NormStats(mean, std, source='the Normalize in the pipeline')
+    if same_numbers((mean, std), IMAGENET): return IMAGENET
+    return NormStats(mean, std, source='the Normalize in the pipeline')
 
 # %% ../nbs/15_drift.ipynb #e25d3cf5
 def _family_effect(m, null):
@@ -49,58 +51,72 @@ def _family_effect(m, null):
     return 1+min(max(rho, 0.), 1.)*(m.group_size-1)
 
 def _error(m, null, part):
-    "Standard error (C,) of `part` ('mean' or 'std') of the images `m`, that of independent training images, and how many of these they are worth"
+    "Standard error (C,) of `part` of `m`, that of independent training images, and how many of these `m` is worth"
     own = getattr(m, f'{part}_se').numpy()
     if null is None: return own, own, m.n_groups
     n = m.n_images/_family_effect(m, null)
     se = getattr(null, f'{part}_spread').numpy()/math.sqrt(n)
     return (np.fmax(se, own) if m.n_groups>=30 else se), se, n
 
+# %% ../nbs/15_drift.ipynb #e25d3cfa
+def _tilted(y, w, t):
+    "Mean, variance and cumulant of the values `y` with shares `w`, tilted by exp(t y)"
+    e = w*np.exp(t*(y-y.max()))
+    cumulant = math.log(e.sum())+t*y.max()
+    e = e/e.sum()
+    mean = (e*y).sum()
+    return mean, (e*y**2).sum()-mean**2, cumulant
+
 def _saddlepoint(y, w, n, x):
-    "Chance that the mean of `n` draws from the values `y`, with shares `w` and mean 0, is `x` (above 0) or more (Lugannani & Rice 1980)"
+    "Chance that the mean of `n` draws from `y`, with shares `w` and mean 0, is `x` (above 0) or more"
     from scipy.special import log_ndtr
     if x>=y.max(): return 0.
     lo,hi = 0.,1/y.std()
-    def tilted(t):
-        e = w*np.exp(t*(y-y.max()))
-        return e/e.sum(), math.log(e.sum())+t*y.max()
-    while (tilted(hi)[0]*y).sum()<x and hi*y.std()<1e6: hi *= 2
+    while _tilted(y, w, hi)[0]<x and hi*y.std()<1e6: hi *= 2
     for _ in range(60):
         t = (lo+hi)/2
-        lo,hi = (t, hi) if (tilted(t)[0]*y).sum()<x else (lo, t)
-    e,K = tilted(t)
-    var = (e*y**2).sum()-(e*y).sum()**2
-    r,u = math.sqrt(max(2*n*(t*x-K), 0)),t*math.sqrt(n*max(var, 0))
+        if _tilted(y, w, t)[0]<x: lo = t
+        else:                     hi = t
+    _,var,cumulant = _tilted(y, w, t)
+    r,u = math.sqrt(max(2*n*(t*x-cumulant), 0)),t*math.sqrt(n*max(var, 0))
     return .5 if r<1e-4 or u<=0 else math.exp(log_ndtr(-(r+math.log(u/r)/r)))
 
-# %% ../nbs/15_drift.ipynb #e25d3cfa
 def _chance(d, off, n, n_images):
-    "Chance that the mean of `n` images strays by `d` or more to either side, where single ones of `n_images` stray as `off` (len(OFF),) says"
+    "Chance that the mean of `n` images strays by `d` or more to either side, where single ones stray as `off` says"
     y,w = (off[1:]+off[:-1])/2,np.diff(OFF)
     y = y-(w*y).sum()
     if not y.any(): return 1. if d==0 else 0.
     if n>1: return min(1., 2*_saddlepoint(y if d>0 else -y, w, n, abs(d)))
     off,levels = (off, OFF) if d>0 else (-off[::-1], 1-np.array(OFF)[::-1])
     below = max(l for l,v in zip(levels, off) if v<abs(d)*(1-1e-9) or l==0)
-    return min(1., 2*(n_images-below*(n_images-1))/(n_images+1))  # as a further image would; at least 1/(n+1), nothing rarer was seen
+    return min(1., 2*(n_images-below*(n_images-1))/(n_images+1))  # as a further image would; nothing rarer was seen
 
 # %% ../nbs/15_drift.ipynb #e25d3cf6
 def _compared(m, used, training, null):
-    "How the images `m` differ from the statistics `used`: for mean and std the effect (in σ, and a log ratio), half-width of its 95 % interval, z and chance, (C,) each"
-    from scipy.special import stdtr, stdtrit
-    std,df = np.array(used.std),max(m.n_groups-1, 1)
+    "Effect, half-width of its 95 % interval, z and chance, (C,) each, for mean and for std of `m` against `used`"
     shift,ratio,*_ = (o.numpy() for o in m.differences(used))
-    q = (m.std.numpy()**2+(m.mean.numpy()-np.array(used.mean))**2-std**2)/(2*std) if training is not None else (np.exp(ratio)-1)*std
-    res = []
-    for part,d,effect in (('mean', shift*std, shift), ('std', q, ratio)):
-        se,alone,n = _error(m, null, part)
-        if training is not None: se = np.hypot(se, getattr(training, f'{part}_se').numpy())
-        with np.errstate(divide='ignore', invalid='ignore'): z,less = np.abs(d)/se,np.where(se>0, alone/se, 1.)
-        if null is None: p,edge = 2*stdtr(df, -z),stdtrit(df, .975)
-        else: p,edge = np.array([_chance(*o, n, null.n_images) for o in zip(d*less, getattr(null, f'{part}_off').numpy().T)]),1.96
-        res.append((effect, edge*se/std, z, np.where(d==0, 1., np.where(np.isnan(se), np.nan, p))))
-    return res
+    mean,std = np.array(used.mean),np.array(used.std)
+    off_std = (np.exp(ratio)-1)*std
+    if training is not None: off_std = (m.std.numpy()**2+(m.mean.numpy()-mean)**2-std**2)/(2*std)  # of the same σ
+    return [(effect, *_how_sure(part, d, m, std, training, null))
+            for part,effect,d in (('mean', shift, shift*std), ('std', ratio, off_std))]
 
+def _how_sure(part, d, m, std, training, null):
+    "Half-width (in `std`), z and chance of a difference `d` (C,) of mean or std"
+    from scipy.special import stdtr, stdtrit
+    se,alone,n = _error(m, null, part)
+    if training is not None: se = np.hypot(se, getattr(training, f'{part}_se').numpy())
+    with np.errstate(divide='ignore', invalid='ignore'): z,less = np.abs(d)/se,np.where(se>0, alone/se, 1.)
+    if null is None:
+        df = max(m.n_groups-1, 1)
+        p,edge = 2*stdtr(df, -z),stdtrit(df, .975)
+    else:
+        off = getattr(null, f'{part}_off').numpy().T
+        p,edge = np.array([_chance(*o, n, null.n_images) for o in zip(d*less, off)]),1.96
+    p = np.where(np.isnan(se), np.nan, p)
+    return edge*se/std, z, np.where(d==0, 1., p)
+
+# %% ../nbs/15_drift.ipynb #e25d3cff
 def _odd_one(m, used):
     "The row of the image in ledger `m` that lies farthest from `used` in mean or std"
     mean,std = (m.images[[f'{k}_{c}' for c in range(m.n_channels)]].to_numpy() for k in ('mean', 'std'))
@@ -109,7 +125,7 @@ def _odd_one(m, used):
     return int(np.nan_to_num(off).max(1).argmax())
 
 def _chances(m, used, training, null):
-    "What `_compared` says of ledger `m`; drift must not hang on one image, so that the chance is that without the oddest, if it is larger"
+    "What `_compared` says of ledger `m`, with the chance without its oddest image where that is larger"
     res = _compared(m, used, training, null)
     if null is None or m.n_images<2: return res
     odd = _odd_one(m, used)
@@ -123,9 +139,11 @@ def _rows(m, used, training, null, policy):
     effects,z,p = np.abs([shift, ratio]),np.array([zm, zs]),np.array([pm, ps])
     big = effects>=policy.similar
     for c in range(m.n_channels):
-        k = np.argmin(np.where(big[:,c], p[:,c], 2)) if big[:,c].any() else effects[:,c].argmax()
-        yield dict(channel=c, n=m.n_images, shift=shift[c], shift_low=shift[c]-dm[c], shift_high=shift[c]+dm[c], std_ratio=math.exp(ratio[c]),
-                   ratio_low=math.exp(ratio[c]-ds[c]), ratio_high=math.exp(ratio[c]+ds[c]), z=z[k,c], p=min(1., 2*p[k,c]), big=bool(big[:,c].any()))
+        k = np.argmin(np.where(big[:,c], p[:,c], 2)) if big[:,c].any() else effects[:,c].argmax()  # mean or std?
+        low,mid,high = np.exp(ratio[c]+ds[c]*np.array([-1, 0, 1])).tolist()
+        yield dict(channel=c, n=m.n_images, shift=shift[c], shift_low=shift[c]-dm[c], shift_high=shift[c]+dm[c],
+                   std_ratio=mid, ratio_low=low, ratio_high=high,
+                   z=z[k,c], p=min(1., 2*p[k,c]), big=bool(big[:,c].any()))
 
 # %% ../nbs/15_drift.ipynb #e25d3cf7
 def _holm(p):
@@ -153,33 +171,40 @@ def _reference(used, choice, against, plain):
     "What to compare with, and the measurement that it rests on, if it does on one"
     if against not in ('used', 'train'): raise ValueError(f"`against` must be 'used' or 'train', got {against!r}")
     m = None if choice is None else choice.measured
-    if not plain: against = 'train'  # what other schemes subtract and divide by is not the mean and std of any images
-    if against=='used': return used, m if m is not None and same_numbers((m.mean.tolist(),), (used.mean,)) else None
-    if m is None:
+    if plain and against=='used':
+        rests_on_m = m is not None and same_numbers((m.mean.tolist(),), (used.mean,))
+        return used, m if rests_on_m else None
+    if m is None:  # what other schemes than z-scores subtract and divide by is not the mean and std of any images
         instead = "compare with `against='used'`, or " if plain else ''
         raise ValueError(f"nothing was measured on the training images: {instead}fit again with `measure=True` added")
     return _own_stats(m), m
 
-def _own_stats(m): return NormStats(m.mean, m.divisor(), value_range=m.value_range, source='measured on the training images')
+def _own_stats(m):
+    return NormStats(m.mean, m.divisor(), value_range=m.value_range, source='measured on the training images')
 
-def _unaugmented(train, dl, tfm, verbose):
+def _unaugmented(train, dl, tfm, choice, args):
     "The training images as images like those of `dl` are seen, where training augments and `dl` does not; else `None`"
-    if not isinstance(tfm, DatasetStats) or isinstance(tfm.question['stats'], StatsChoice) or not train.n: return None
+    asked = tfm.question['stats'] if isinstance(tfm, DatasetStats) else None
+    if choice is None or isinstance(asked, StatsChoice) or not train.n: return None
     if getattr(unwrapped(dl).dataset, 'split_idx', None)==0 or not is_augmented(train): return None
     loader = as_validation(train)
-    m,_ = tfm.measured_on(loader)
-    if verbose: say(f"training images are augmented and these are not, so they are compared with {m.n_images:,} training images without augmentation")
+    m = measure_stats(loader, **args) if asked is None else tfm.measured_on(loader)[0]  # a frozen one has no cache
+    if args['verbose']:
+        say("training images are augmented and these are not, so they are compared with "
+            f"{m.n_images:,} training images without augmentation")
     return m.measured()
 
+# %% ../nbs/15_drift.ipynb #e25d3d04
 def _loader_of(dls, dl):
     "The loader to check: `dl`, one for the items or the folder that it is, or the validation loader"
     if dl is None:
         if len(dls.loaders)>1 and dls.valid.n: return dls.valid
         raise ValueError("there are no validation images to check: give `dl`, a loader, a folder or items")
-    if isinstance(dl, (str, os.PathLike)): return dls.test_dl(_files_in(dl, getattr(normalize_in(dls.train), 'get_items', None)))
-    if hasattr(dl, 'after_batch') and not isinstance(dl, DataLoaders): return dl
-    if isinstance(dl, DataLoaders) or not hasattr(dl, '__len__'):
-        raise TypeError(f"`dl` must be a loader, a folder or items, got {type(dl).__name__}{': give one of its loaders' if isinstance(dl, DataLoaders) else ''}")
+    if isinstance(dl, (str, os.PathLike)): dl = _files_in(dl, getattr(normalize_in(dls.train), 'get_items', None))
+    if isinstance(dl, DataLoaders) or not hasattr(dl, 'after_batch') and not hasattr(dl, '__len__'):
+        hint = ': give one of its loaders' if isinstance(dl, DataLoaders) else ''
+        raise TypeError(f"`dl` must be a loader, a folder or items, got {type(dl).__name__}{hint}")
+    if hasattr(dl, 'after_batch'): return dl
     if not len(dl): raise ValueError("no images to check: `dl` is empty")
     return dls.test_dl(dl)
 
@@ -187,128 +212,152 @@ def _files_in(path, get_items=None):
     "The image files in a folder as the DataBlock of the fit finds them, or the one that `path` is"
     if os.path.isfile(path): return [Path(path)]
     if not os.path.isdir(path): raise ValueError(f"no such folder: {path}")
-    if not len(items := (get_items or get_image_files)(Path(path))): raise ValueError(f"no images in {path}")
+    items = (get_items or get_image_files)(Path(path))
+    if not len(items): raise ValueError(f"no images in {path}")
     return items
 
 def _groups(dl, by):
     "Indices of the items of `dl`, by what function or column `by` says of each"
-    items,res = getattr(unwrapped(dl).dataset, 'items', None),{}
+    if by is None: return {None: None}
+    items = getattr(unwrapped(dl).dataset, 'items', None)
     if items is None: raise TypeError(f"`by` needs a dataset with `items`, got {type(unwrapped(dl).dataset).__name__}")
-    for i,key in enumerate(of_each(items, by)):
-        res.setdefault(None if isinstance(key, float) and math.isnan(key) else key, []).append(i)
+    res = {}
+    for i,key in enumerate(of_each(items, by)): res.setdefault(None if key!=key else key, []).append(i)  # NaN: no group
     return res
 
-# %% ../nbs/15_drift.ipynb #8e8c0f11
-@patch
-def check_stats(self:DataLoaders,
-    dl=None,              # A loader, a folder or items; `None`: the validation loader
-    by=None,              # Function from an item (a path, a row…) to what it is compared by (scanner, hospital…), a column, or a list: rows a group; `None`: all together
-    groups=None,          # Whose an image is (patient, volume, slide), as in `measure_stats`; `None`: the function or column of the fit, if it had one
-    against:str='used',   # Compare with the statistics in `'used'`, or with what was measured on the training images (`'train'`)
-    tol:float=.01,        # These as in `measure_stats`
-    mask=None,            # `None`: the one of the fit
-    nonfinite:str=None,   # `None`: as in the fit
-    seed:int=0,
-    verbose:bool=True
-)->pd.DataFrame:
-    "Measure images with their transforms and compare them with the statistics in use, one row a group and channel; the guards warn"
-    used,tfm = used_stats(self.train),normalize_in(self.train)
-    if used is None: raise ValueError("these loaders are not normalised, so there is nothing to compare with: call `dls.fit_stats()` first")
-    dl,choice = _loader_of(self, dl),getattr(tfm, 'choice', None)
-    args = dict(zip(('mask', 'nonfinite'), _as_fitted(tfm, mask, nonfinite)), groups=_fitted_groups(tfm, groups), tol=tol, seed=seed, verbose=verbose)
-    used,training = _reference(used, choice, against, isinstance(getattr(tfm, 'scheme', ZScore()), ZScore))
-    if training is not None and (plain := _unaugmented(self.train, dl, tfm, verbose)): used,training = _own_stats(plain),plain
-    said,rows = [*check_loader(self.train), *([s] if (s := clipped(unwrapped(dl))) else [])],[]
-    for group,among in ({None: None} if by is None else _groups(dl, by)).items():
-        m = measure_stats(dl, among=among, **args)
-        said += check_images(m, None if training else used) + [s for s in [constant(m)] if s]
-        if (fit := for_channels(used, m.n_channels)) is None: raise ValueError(_other_channels(m, used))
-        null = training or (choice.measured if choice is not None and choice.measured is not None and choice.measured.n_channels==m.n_channels else None)
-        rows += [dict(group=group, **r) for r in _rows(m, fit, training, null, tfm.question['policy'] if choice is not None else Policy())]
-    return _told(rows, said, tfm, training is None, by is not None, verbose)
-
-def _told(rows, said, tfm, other, by, verbose):
-    "The table of `rows`; what the guards `said` as warnings"
-    if getattr(tfm, 'scheme', ZScore()).masked:
-        said.append("each image is normalised on its own: what the table shows of brightness and contrast does not reach the network")
-    for s in dict.fromkeys(said): warnings.warn(printable(s))
-    choice = getattr(tfm, 'choice', None)
-    if verbose and choice is not None and choice.measured is not None and other: say(_not_the_training_images(choice))
-    df = _with_verdicts(rows)
-    return df if by else df.drop(columns='group')
-
-def _fitted_groups(tfm, groups):
-    "`groups`, or those of the fit where they can be asked of other items as well"
-    fitted = getattr(tfm, 'pass_args', {}).get('groups')
-    return fitted if groups is None and (callable(fitted) or isinstance(fitted, str)) else groups
-
-def _as_fitted(tfm, mask, nonfinite):
-    "`mask` and `nonfinite`, or those of the fit; a warning where that had a mask which is not known any more"
-    args,choice = getattr(tfm, 'pass_args', {}),getattr(tfm, 'choice', None)
+# %% ../nbs/15_drift.ipynb #e25d3d05
+def _as_fitted(tfm, choice, mask, nonfinite, groups):
+    "Keywords of the pass, those of the fit where they are not given; a warning where its mask is not known any more"
+    fitted = {'mask': None, 'nonfinite': 'error', 'groups': None, **getattr(tfm, 'pass_args', {})}
     had = choice.provenance.get('mask') if choice is not None else None
-    if mask is None and args.get('mask') is None and had:
-        warnings.warn(f"the statistics were measured with `mask={had}`, which was not kept: give `mask=` again, or pixels are compared that "
-                      "did not count")
-    return mask or args.get('mask'), nonfinite or args.get('nonfinite') or 'error'
+    if mask is None and fitted['mask'] is None and had:
+        warnings.warn(f"the statistics were measured with `mask={had}`, which was not kept: give `mask=` again, or "
+                      "pixels are compared that did not count")
+    whose = fitted['groups']
+    if groups is None and (callable(whose) or isinstance(whose, str)): groups = whose
+    return dict(mask=mask or fitted['mask'], nonfinite=nonfinite or fitted['nonfinite'], groups=groups)
+
+def _null(choice, training, n_channels):
+    "What is known of how single training images are spread, if anything"
+    if training is not None: return training
+    m = None if choice is None else choice.measured
+    return m if m is not None and m.n_channels==n_channels else None
 
 def _not_the_training_images(choice):
     "A reminder of what other statistics in use than the data's own mean for the table"
     shift,ratio,*_ = choice.measured.differences(choice.stats)
-    return (f"in use are the {choice.stats.name} statistics, from which the training images differ as well: by {shift.abs().max():.2f} σ in the mean "
-            f"and {(ratio.exp()-1).abs().max():.0%} in the std; `against='train'` compares with these")
+    far = f"{shift.abs().max():.2f} σ in the mean and {(ratio.exp()-1).abs().max():.0%} in the std"
+    return (f"in use are the {choice.stats.name} statistics, from which the training images differ as well: by {far}; "
+            "`against='train'` compares with these")
 
-def _other_channels(m, used):
-    return (f"the images have {m.n_channels} channel{'s'*(m.n_channels!=1)} and the statistics in use {len(used.mean)}: load images of "
-            f"{len(used.mean)} channels")
+# %% ../nbs/15_drift.ipynb #8e8c0f11
+@patch
+def check_stats(self:DataLoaders,
+    dl=None,             # A loader, a folder or items; `None`: the validation loader
+    by=None,             # Function of an item, column or list: rows a group (scanner, hospital…); `None`: all together
+    groups=None,         # Whose an image is, as in `measure_stats`; `None`: as in the fit, if that can be asked
+    against:str='used',  # Compare with the statistics in use, or with the training images (`'train'`)
+    tol:float=.01,       # These as in `measure_stats`
+    mask=None,           # `None`: the one of the fit
+    nonfinite:str=None,  # `None`: as in the fit
+    seed:int=0,
+    verbose:bool=True
+)->pd.DataFrame:
+    "Compare images with the statistics in use, after the same transforms, one row a group and channel; the guards warn"
+    used,tfm = used_stats(self.train),normalize_in(self.train)
+    if used is None:
+        raise ValueError("these loaders are not normalised, so there is nothing to compare with: call "
+                         "`dls.fit_stats()` first")
+    dl,choice,scheme = _loader_of(self, dl),choice_of(tfm),getattr(tfm, 'scheme', ZScore())
+    args = dict(_as_fitted(tfm, choice, mask, nonfinite, groups), tol=tol, seed=seed, verbose=verbose)
+    used,training = _reference(used, choice, against, isinstance(scheme, ZScore))
+    plain = None if training is None else _unaugmented(self.train, dl, tfm, choice, args)
+    if plain is not None: used,training = _own_stats(plain),plain
+    ledgers = {group: measure_stats(dl, among=among, **args) for group,among in _groups(dl, by).items()}
+    _warn_of(self.train, dl, ledgers.values(), None if training else used, scheme)
+    policy = getattr(tfm, 'question', {}).get('policy', Policy())
+    df = _with_verdicts(_all_rows(ledgers, used, choice, training, policy))
+    if verbose and training is None and choice is not None and choice.measured: say(_not_the_training_images(choice))
+    return df.drop(columns='group') if by is None else df
+
+# %% ../nbs/15_drift.ipynb #8e8c0f12
+def _all_rows(ledgers, used, choice, training, policy):
+    "The rows of all `ledgers`, by group"
+    res = []
+    for group,m in ledgers.items():
+        n,n_used = m.n_channels,len(used.mean)
+        fit = for_channels(used, n)
+        if fit is None:
+            raise ValueError(f"the images have {n} channel{'s'*(n!=1)} and the statistics in use {n_used}: load images "
+                             f"of {n_used} channels")
+        res += [dict(group=group, **r) for r in _rows(m, fit, training, _null(choice, training, n), policy)]
+    return res
+
+def _warn_of(train, dl, ledgers, used, scheme):
+    "What the guards say to both loaders and to the images, each sentence once"
+    said = [*check_loader(train), clipped(unwrapped(dl))]
+    for m in ledgers: said += [*check_images(m, used), constant(m)]
+    if scheme.masked:
+        said.append("each image is normalised on its own: what the table shows of brightness and contrast does not "
+                    "reach the network")
+    for s in dict.fromkeys(said):
+        if s: warnings.warn(printable(s))
 
 # %% ../nbs/15_drift.ipynb #5c2c8a49
 def _expected(learn, model):
     "What the model of `learn` expects, and its name; the error instead where nobody knows or it normalises inside"
     arch = getattr(learn, 'arch', None) if model is None else model
-    name = getattr(arch, '__name__', arch if isinstance(arch, str) else type(learn.model if arch is None else arch).__name__)
-    try: return model_stats(learn.model if arch is None else arch, n_channels=None), name
+    asked = learn.model if arch is None else arch
+    name = getattr(arch, '__name__', arch if isinstance(arch, str) else type(asked).__name__)
+    try: return model_stats(asked, n_channels=None), name
     except ValueError as e:
         if model is not None and not isinstance(e, NormalisesInside): raise
         return e, name
 
-def _disagreement(used, want, choice, name):
-    "One sentence on statistics `used` that are not what model `name` expects and that no choice for it stands behind, else `None`"
-    n = len(want.mean)
-    if used is None: what = None if same_numbers(want, ([0.]*n, [1.]*n)) else "images reach it un-normalised"
-    elif choice is None: what = None if same_numbers(used, want) else f"the pipeline uses {_numbers(used)} without a choice behind it"
-    elif choice.rule in ('given', 'scheme') or same_numbers(used, want) or same_numbers(choice.model, want): what = None
-    else: what = f"the statistics were chosen (rule `{choice.rule}`) by weighing those of {choice.model.name}"
-    return what and f"{name} expects {_numbers(want)} ({want.source}), and {what}: `learn.dls.fit_stats(model=…)` chooses and says why"
-
 def _numbers(s): return ' / '.join('('+', '.join(f'{v:.4g}' for v in o)+')' for o in s)
+
+def _disagreement(used, want, choice, name):
+    "One sentence on statistics `used` that model `name` does not expect and no choice stands behind, else `None`"
+    n = len(want.mean)
+    if same_numbers(used or ([0.]*n, [1.]*n), want): return None
+    if used is None:     what = "images reach it un-normalised"
+    elif choice is None: what = f"the pipeline uses {_numbers(used)} without a choice behind it"
+    elif choice.kind=='given' or choice.rule in ('given', 'scheme') or same_numbers(choice.model, want): return None
+    else: what = f"the statistics were chosen (rule `{choice.rule}`) by weighing those of {choice.model.name}"
+    remedy = "`learn.dls.fit_stats(model=…)` chooses and says why"
+    return f"{name} expects {_numbers(want)} ({want.source}), and {what}: {remedy}"
 
 # %% ../nbs/15_drift.ipynb #5e8fc1ba
 @patch
 def check_stats(self:Learner,
-    model=None,        # What `model_stats` takes, where `learn.arch` does not say it (other `weights`, a network of your own)
+    model=None,        # What `model_stats` takes, where `learn.arch` does not say it (other `weights`)
     verbose:bool=True  # Print what was found where nothing is wrong?
 )->pd.DataFrame:
-    "The statistics in the pipeline beside those that the model expects, one row a channel; warns where they differ for no stated reason"
+    "Statistics in use beside those that the model expects, a row a channel; warns where they differ for no reason"
     train,(want,name) = self.dls.train,_expected(self, model)
-    used,choice,few = used_stats(train),getattr(normalize_in(train), 'choice', None),look_at(train) if train.n else None
+    choice,few = choice_of(normalize_in(train)),look_at(train) if train.n else None
+    used,known = used_stats(train),isinstance(want, NormStats)
     n = few.n_channels if few else len(used.mean) if used else 3
-    used,known = used and (for_channels(used, n) or used),isinstance(want, NormStats)
-    fit = want and for_channels(fitting_stats(want, few), n) if known else None
-    pretrained = model is not None or getattr(self, 'pretrained', True)
-    wrong = _inside(want, used) if not known else _disagreement(used, fit, choice, name) if pretrained and fit else None
-    for s in [*check_loader(train), *([wrong] if wrong else [])]: warnings.warn(printable(s))
-    if verbose and not wrong: say(_all_well(fit, want, choice, name, pretrained, n))
+    used = used and (for_channels(used, n) or used)
+    scratch = model is None and not getattr(self, 'pretrained', True)
+    fit = for_channels(fitting_stats(want, few), n) if known and not scratch else None
+    wrong = _disagreement(used, fit, choice, name) if fit else _inside(want, used)
+    doubt = grey_model_doubt(want, few) if fit else None
+    for s in (*check_loader(train), wrong, doubt):
+        if s: warnings.warn(printable(s))
+    if verbose and not wrong: say(_all_well(fit, want, choice, name, scratch, n))
     cols = dict(mean=used and used.mean, std=used and used.std, model_mean=fit and fit.mean, model_std=fit and fit.std)
     return pd.DataFrame({'channel': range(n), **{k: [math.nan]*n if v is None else list(v) for k,v in cols.items()}})
 
+# %% ../nbs/15_drift.ipynb #5e8fc1bb
 def _inside(error, used):
     "What is wrong with normalising for a model that does it itself"
-    return f"{error}; now it uses {_numbers(used)}" if isinstance(error, NormalisesInside) and used is not None else None
+    if isinstance(error, NormalisesInside) and used: return f"{error}; now it uses {_numbers(used)}"
 
-def _all_well(fit, want, choice, name, pretrained, n):
+def _all_well(fit, want, choice, name, scratch, n):
     "One sentence on why nothing is wrong, or cannot be known to be"
     if isinstance(want, NormalisesInside): return f"{name} normalises inside, and the pipeline leaves that to it"
-    if not pretrained: return f"{name} is trained from scratch: it expects nothing in particular"
+    if scratch: return f"{name} is trained from scratch: it expects nothing in particular"
     if not isinstance(want, NormStats): return f"nobody here knows what {name} expects: {want}"
     if choice is not None: return f"{choice.kind} statistics, chosen by rule `{choice.rule}`: {choice.why}"
     if fit is None: return f"{name} has no statistics for {n} channel{'s'*(n!=1)}"

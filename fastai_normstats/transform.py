@@ -30,7 +30,8 @@ from .measure import check_pass, look_at, measure_stats
 from .schemes import Scheme, ZScore, schemes
 from .models import model_stats
 from .choice import StatsChoice
-from .policy import NotMeasured, Policy, asked_scheme, choose_stats, named_stats
+from .policy import NotMeasured, Policy, asked_scheme, check_policy, choose_stats, grey_model_doubt
+from .policy import named_stats
 from .fingerprint import Fingerprint
 from .cache import cache_folder, known_rows, provenance, read_entry, write_entry
 from .guards import check_images, check_ledger, check_loader, reach
@@ -45,8 +46,8 @@ def _keeps_shape(x, mean, chosen):
 def _shape_error(x, mean, axes):
     "For a batch that broadcasting would blow up, or that does not fit at all"
     if x.ndim!=mean.ndim:
-        return ValueError(f"got a batch {tuple(x.shape)} of {x.ndim} axes, while `axes` is {axes} and speaks of {mean.ndim}: "
-                          f"give all axes but that of the channels, `axes={(0, *range(2, x.ndim))}`")
+        return ValueError(f"got a batch {tuple(x.shape)} of {x.ndim} axes, while `axes` is {axes} and speaks of "
+                          f"{mean.ndim}: give all axes but that of the channels, `axes={(0, *range(2, x.ndim))}`")
     got,want = (f"{o.shape[1]} channel{'s'*(o.shape[1]!=1)}" for o in (x, mean))
     return ValueError(f"got a batch {tuple(x.shape)} of {got} and statistics of {want}: "
                       f"load images (and image targets) of {want}, or use `stats='custom'`")
@@ -65,7 +66,7 @@ def _standardised(x, mean, std):
 # %% ../nbs/13_transform.ipynb #1cc6a1b1
 class _Applied(Normalize):
     "A `Normalize` that applies the numbers of a scheme, and refuses images that they are not for"
-    choice,ledger,get_items = None,None,None  # why these numbers; rows of the training images; how the block finds files
+    choice,ledger,get_items = None,None,None  # why these numbers, training images by rows, how the block finds files
     pinned,trial = False,False                # fitted on purpose by `fit_stats`? on the way there?
     _fits,_train_signs = (),(False, False)
 
@@ -94,25 +95,27 @@ class _Applied(Normalize):
 def _check_numbers(mean, std):
     "Refuse a `mean` and `std` that cannot normalise"
     if (mean is None)!=(std is None):
-        raise ValueError(f"got `{'std' if mean is None else 'mean'}` alone: give both `mean` and `std`, or neither to measure them")
+        alone = 'std' if mean is None else 'mean'
+        raise ValueError(f"got `{alone}` alone: give both `mean` and `std`, or neither to measure them")
     if mean is None: return
     m,s = (torch.as_tensor(o, dtype=torch.float64) for o in (mean, std))
     for k,v in dict(mean=m, std=s).items():
         if not v.isfinite().all(): raise ValueError(f"`{k}` must be finite, got {v.flatten().tolist()}")
     if (s<=0).any(): raise ValueError(f"`std` must be above 0 in every channel, got {s.flatten().tolist()}")
-    if 1!=m.numel()!=s.numel()!=1:
-        raise ValueError(f"`mean` has {m.numel()} channels and `std` {s.numel()}: give one of each per channel")
+    n,n_std = m.numel(),s.numel()
+    if n!=n_std and 1 not in (n, n_std):
+        raise ValueError(f"`mean` has {n} channels and `std` {n_std}: give one of each per channel")
 
 def _check_options(axes, cache, policy):
     "Refuse what is wrong before anything is measured"
-    if 0 not in axes or 1 in axes: raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
-    if policy is not None and not isinstance(policy, Policy):
-        raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
+    if 0 not in axes or 1 in axes:
+        raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
+    if policy is not None: check_policy(policy)
     if not isinstance(cache, (bool, str, os.PathLike)) or cache=='':
         raise ValueError(f"`cache` must be True, False or a folder, got {cache!r}")
 
 def _per_channel(v, axes):
-    "Plain numbers, one per channel, as a tensor that broadcasts over a batch; tensors with more axes are left as they are"
+    "Plain numbers, one per channel, as a tensor that broadcasts over a batch; tensors with more axes stay as they are"
     if v is None: return None
     v = torch.as_tensor(v)
     return v if v.ndim>1 else v.float().view(1, -1, *[1]*(len(axes)-1))
@@ -121,14 +124,15 @@ def _per_channel(v, axes):
 def _check_fitted(scheme, mean, std):
     "Numbers given by hand need limits given by hand, and to be those of a scheme that has no choice"
     if hasattr(scheme, 'percentiles') and scheme.limits is None:
-        raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without the limits to clip to: give `limits`, e.g. "
-                         f"{type(scheme).__name__}(limits=(-1000, 400)), or neither to measure them")
+        raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without the limits to clip to: "
+                         f"give `limits`, e.g. {type(scheme).__name__}(limits=(-1000, 400)), or neither to measure "
+                         "them")
     if scheme.needs!='nothing': return
     want = [torch.tensor(o) for o in scheme.numbers(None, None)]
     if all(torch.allclose(a.float().flatten(), b, rtol=1e-3) for a,b in zip((mean, std), want)): return
     a,b = ([round(v, 6) for v in o.tolist()] for o in want)
-    raise ValueError(f"`mean` and `std` do not belong to scheme {scheme.name!r}, whose numbers are {a} and {b}: leave them out, "
-                     "`DatasetStats(scheme=…)`")
+    raise ValueError(f"`mean` and `std` do not belong to scheme {scheme.name!r}, whose numbers are {a} and {b}: leave "
+                     "them out, `DatasetStats(scheme=…)`")
 
 def _resolved(stats):
     "`stats` looked up now, so that a typing error shows where it was made"
@@ -138,27 +142,27 @@ def _resolved(stats):
 
 # %% ../nbs/13_transform.ipynb #390c7542
 class DatasetStats(_Applied):
-    "A `Normalize` whose statistics are measured on the training split and chosen by `choose_stats`, or given as `mean` and `std`"
+    "A `Normalize` whose statistics are measured on the training split and chosen, or given as `mean` and `std`"
     def __init__(self,
-        mean=None,                 # As in `Normalize`: tensors that broadcast over a batch (see `from_stats`); given, nothing is measured
-        std=None,                  # The same for the std, > 0
-        axes:tuple=(0,2,3),        # Axes of a batch that the statistics run over; (0,2,3,4) for volumes
+        mean=None,               # As in `Normalize`, tensors that broadcast (see `from_stats`); `None`: measure
+        std=None,                # The same for the std, > 0
+        axes:tuple=(0,2,3),      # Axes of a batch that the statistics run over; (0,2,3,4) for volumes
         *,
-        model=None,                # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
-        stats='auto',              # `'auto'`, `'custom'`, `'custom-image'`, `'imagenet'`, `'pretrained'`, a model's name, or `(mean, std)`
-        pretrained:bool=True,      # Does training start from pretrained weights?
-        frozen:bool=False,         # Will the body stay untrained throughout?
-        policy:Policy|None=None,   # Thresholds of the choice; `None`: those of `Policy()`
-        tol:float=.01,             # Stop measuring once mean and std are known to `tol` × std; 0 measures every training image
-        max_images:int=None,       # Measure at most this many training images; `None`: no limit
-        seed:int=0,                # Of the pass: order and random transforms
-        mask=None,                 # Function from a batch to a bool tensor (B, 1, *spatial): only True pixels are measured
-        nonfinite:str='error',     # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
-        cache:bool|str=True,       # Keep measurements on disk and use them again? True: in the user's cache folder (XDG); or a folder
-        measure:bool=False,        # Measure even where the choice needs no measuring?
-        verbose:bool=True,         # Show progress and print the choice?
-        scheme='zscore',           # Another way to normalise: `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
-        groups=None                # Whose an image is (patient, volume, slide): function of an item, column, list; `None`: its own
+        model=None,              # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
+        stats='auto',            # `'auto'`, `'custom'`, `'custom-image'`, `'imagenet'`, `'pretrained'`, numbers…
+        pretrained:bool=True,    # Does training start from pretrained weights?
+        frozen:bool=False,       # Will the body stay untrained throughout?
+        policy:Policy|None=None, # Thresholds of the choice; `None`: those of `Policy()`
+        tol:float=.01,           # Stop measuring once mean and std are known to `tol` × std; 0 measures every image
+        max_images:int=None,     # Measure at most this many training images; `None`: no limit
+        seed:int=0,              # Of the pass: order and random transforms
+        mask=None,               # Function from a batch to a bool tensor (B, 1, *spatial): True pixels are measured
+        nonfinite:str='error',   # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
+        cache:bool|str=True,     # Keep measurements on disk? True: in the user's cache folder (XDG); or a folder
+        measure:bool=False,      # Measure even where the choice needs no measuring?
+        verbose:bool=True,       # Show progress and print the choice?
+        scheme='zscore',         # Or `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
+        groups=None              # Whose an image is (patient…): function of an item, column, list; `None`: its own
     ):
         self.measure,self.verbose,self.cache = measure,verbose,cache
         self._set_numbers(mean, std, axes, asked_scheme(scheme, stats))
@@ -194,7 +198,7 @@ def name(self:DatasetStats)->str:
 
 @patch
 def __getstate__(self:DatasetStats):
-    "Without what pickles and copies cannot or need not hold: fingerprints, rows, functions that a fitted transform is done with"
+    "Without what pickles and copies cannot or need not hold: fingerprints, rows, functions that are done with"
     res = {**vars(self), '_fits': (), 'ledger': None, 'get_items': None}
     if not self.fixed: return res
     mask = self.pass_args['mask'] if self.scheme.masked else None
@@ -262,7 +266,8 @@ def _all_of(pipe):
 def _check_place(tfm, loader):
     "Refuse to be set up on what is no loader, among item transforms, or beside another Normalize"
     if loader is None:
-        raise ValueError("DatasetStats got no loader to measure: put it into `batch_tfms`, or call `dls.fit_stats()` on loaders that exist")
+        raise ValueError("DatasetStats got no loader to measure: put it into `batch_tfms`, or call `dls.fit_stats()` "
+                         "on loaders that exist")
     is_loader = isinstance(loader, DataLoader)
     if not is_loader or any(f is tfm for f in _all_of(loader.after_item)):
         where = 'the item transforms' if is_loader else f'the transforms of a {type(loader).__name__}'
@@ -271,7 +276,7 @@ def _check_place(tfm, loader):
 def _signs(dl): return bool(dl.shuffle), bool(dl.drop_last)
 
 def _is_valid_loader(dl, train_signs=(False, False)):
-    "Is `dl` not one to train on? Its split says so; without splits, it lacks the shuffling or dropping of the first one"
+    "Is `dl` not one to train on? Its split says so; without splits, it lacks the first one's shuffling or dropping"
     idx = getattr(dl.dataset, 'split_idx', None)
     if idx is not None: return idx!=0
     return any(a and not b for a,b in zip(train_signs, _signs(dl)))
@@ -281,7 +286,8 @@ def _is_valid_loader(dl, train_signs=(False, False)):
 def setup(self:DatasetStats, items=None, train_setup=False):
     "Measure the training loader `items` and choose; called by fastai when a pipeline is set up"
     others = [f for f in _all_of(getattr(items, 'after_batch', None)) if isinstance(f, Normalize) and f is not self]
-    if others: raise ValueError(f"{type(others[0]).__name__} beside DatasetStats would normalise twice: keep one of them")
+    if others:
+        raise ValueError(f"{type(others[0]).__name__} beside DatasetStats would normalise twice: keep one of them")
     if self.fixed: return
     _check_place(self, items)
     try: self.setups(items)
@@ -293,8 +299,8 @@ def setups(self:DatasetStats, dl:DataLoader):
     "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
     if self.fixed or self._fits and _is_valid_loader(dl, self._train_signs): return
     if _is_valid_loader(dl):
-        raise ValueError(f"statistics must come from the training split, got the loader of split {dl.dataset.split_idx}: "
-                         "set up the training loader first")
+        raise ValueError("statistics must come from the training split, got the loader of split "
+                         f"{dl.dataset.split_idx}: set up the training loader first")
     self._fit(dl)
     self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
     self.scheme = self.choice.scheme
@@ -316,7 +322,8 @@ def _earlier(self:DatasetStats, fp):
     if k is not None: return self._fits[k]
     if first and self.pinned and self._fits:
         parts = ', '.join(fp.differs(self._fits[0][0]))
-        warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are measured again")
+        warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are "
+                      "measured again")
 
 @patch
 def _fit(self:DatasetStats, dl):
@@ -333,8 +340,8 @@ def _fit(self:DatasetStats, dl):
 def _fit_anew(self:DatasetStats, dl, fp):
     "Measure and choose; the first fit and the last thirty are remembered"
     if self._fits and getattr(dl.dataset, 'split_idx', None) is None:
-        warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is measured "
-                      "as another one: if it is for validation, make both from one `Datasets` with `splits`")
+        warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is "
+                      "measured as another one: if it is for validation, make both from one `Datasets` with `splits`")
     new = (fp, *self._choose(dl, fp))
     fp.settle()
     self._fits = (*self._fits[:1], *self._fits[1:][-30:], new)
@@ -355,12 +362,15 @@ def _measured(self:DatasetStats, dl, fp):
 @patch
 def _not_kept(self:DatasetStats, fp):
     "Why a measurement under `fp` cannot be kept on disk, `None` where it can"
-    if not fp.look.reproducible: return "the same seed gives two different pictures: the pipeline has randomness of its own"
-    if not fp.on_disk: return "its items are neither files nor arrays, so that nobody could tell when what they stand for changes"
+    if not fp.look.reproducible:
+        return "the same seed gives two different pictures: the pipeline has randomness of its own"
+    if not fp.on_disk:
+        return "its items are neither files nor arrays, so that nobody could tell when what they stand for changes"
 
+# %% ../nbs/13_transform.ipynb #ff17c13b
 @patch
 def _kept(self:DatasetStats, dl, fp):
-    "What the cache holds for loader `dl`: the whole measurement, or rows that need not be read again; `None` for either where there is none"
+    "What the cache holds for loader `dl`: the whole measurement, and rows that need not be read again, or `None`"
     fp.look  # before the pass, whatever that changes
     if self.cache is False: return None,None
     why,folder = self._not_kept(fp),cache_folder(self.cache)
@@ -371,7 +381,9 @@ def _kept(self:DatasetStats, dl, fp):
     found = read_entry(folder, fp, partial(item_name, dataset))
     known = known_rows(folder, fp) if found is None else None
     if self.verbose and found: say(f"reused, measured on {found[1]['measured_at'][:16].replace('T', ' ')} UTC")
-    if self.verbose and known: say(f"{len(set(known.index.tolist())):,} of {unwrapped(dl).n:,} images are known from earlier measurements of this pipeline")
+    if self.verbose and known:
+        n = len(set(known.index.tolist()))
+        say(f"{n:,} of {unwrapped(dl).n:,} images are known from earlier measurements of this pipeline")
     return found,known
 
 # %% ../nbs/13_transform.ipynb #ff17c13a
@@ -386,32 +398,39 @@ def measured_on(self:DatasetStats,
 @patch
 def _guards(self:DatasetStats, dl, choice, few, ledger):
     "What the guards say to loader `dl` with this choice, made on its images (`ledger`) or after a look at a `few`"
-    others = [f for f in _all_of(unwrapped(dl).after_batch) if not isinstance(f, Normalize)]  # whose place this one takes
+    others = [f for f in _all_of(unwrapped(dl).after_batch) if not isinstance(f, Normalize)]  # this one takes its place
     said = check_loader(dl, sorted([*others, self], key=attrgetter('order')), trial=self.trial)
     m = choice.measured if few is None else few
     if m is None or any('clamps' in s for s in said): return said  # clamped pixels say nothing more
     plain = isinstance(choice.scheme, ZScore)
     given = choice.stats if plain and choice.kind!='custom' else None
-    said = check_images(m, given, choice.rule=='range' or not plain) + check_ledger(ledger) + self._far(choice, few) + said
-    return said + self._mask_doubts(choice)
+    of_pixels = check_images(m, given, _off_range(choice) or not plain)
+    return of_pixels + check_ledger(ledger) + self._far(choice, few) + said + self._mask_doubts(choice)
+
+def _off_range(choice):
+    "Did rule `range` choose the data's own? (A choice that is given back may have that rule: it is checked.)"
+    return choice.rule=='range' and choice.kind=='custom'
 
 @patch
 def _far(self:DatasetStats, choice, few):
     "Do values reach further than anything that the pretrained model saw?"
     plain = isinstance(choice.scheme, ZScore)
-    if not plain or not self.question['pretrained'] or few is not None or choice.rule=='range': return []
+    if not plain or not self.question['pretrained'] or few is not None or _off_range(choice): return []
     far = reach(choice.measured, choice.stats, choice.model)
     return [far] if far else []
 
+# %% ../nbs/13_transform.ipynb #ff17c13c
 @patch
 def _mask_doubts(self:DatasetStats, choice):
     "Does the mask leave nothing out, or was one used when `choice`, which is asked for, was made?"
     m,mask,asked = choice.measured,self.pass_args['mask'],self.question['stats']
     if mask is not None and m is not None and m.image_size and m.n_pixels==m.n_images*math.prod(m.image_size):
-        return ["`mask` leaves no pixel out: it gets the batch as it is before normalisation, after all other transforms (windows, scaling)"]
+        return ["`mask` leaves no pixel out: it gets the batch as it is before normalisation, after all other "
+                "transforms (windows, scaling)"]
     had = asked.provenance.get('mask') if isinstance(asked, StatsChoice) and choice.scheme.masked else None
     if not had or mask is not None: return []
-    return [f"`stats` was made with `mask={had}`, which scheme {choice.scheme.name!r} needs for every image: give `mask=` again"]
+    return [f"`stats` was made with `mask={had}`, which scheme {choice.scheme.name!r} needs for every image: give "
+            "`mask=` again"]
 
 # %% ../nbs/13_transform.ipynb #79a12777
 @patch
@@ -422,7 +441,7 @@ def _after_a_pass(self:DatasetStats, dl, fp):
 
 @patch
 def _after_a_look(self:DatasetStats, dl):
-    "The choice that needs no pass and the few images that were looked at; `None` for both where the rules ask for a pass"
+    "The choice that needs no pass and the few images that were looked at; twice `None` where rules ask for a pass"
     if self.measure: return None,None
     try: choice = choose_stats(dl.n, **self.question)
     except NotMeasured: return None,None
@@ -430,9 +449,8 @@ def _after_a_look(self:DatasetStats, dl):
     if few is None: return choice,None
     again = choose_stats(dl.n, few, **self.question)  # do these numbers fit such images?
     if again.rule!=choice.rule: return None,None
-    doubt = again.scheme.doubts(few)
-    warned = (*choice.warnings, doubt) if doubt else choice.warnings
-    return replace(choice, stats=again.stats, warnings=warned), few
+    doubts = [s for s in (again.scheme.doubts(few), grey_model_doubt(choice.stats, few)) if s]
+    return replace(choice, stats=again.stats, warnings=(*choice.warnings, *doubts)), few
 
 @patch
 def _choose(self:DatasetStats, dl, fp):
@@ -462,8 +480,10 @@ def named_candidates(stats):
     "Pairs (name, candidate) from a list, or a dict by name, of what `stats=` or `scheme=` takes"
     if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
     if not isinstance(stats, (Mapping, list, tuple)):
-        raise TypeError(f"`stats` must be a list, or a dict by name, of candidates, e.g. ('imagenet', 'custom'), got {type(stats).__name__}")
-    named = [(str(k), c) for k,c in (stats.items() if isinstance(stats, Mapping) else ((_name_of(c), c) for c in stats))]
+        raise TypeError("`stats` must be a list, or a dict by name, of candidates, e.g. ('imagenet', 'custom'), got "
+                        f"{type(stats).__name__}")
+    pairs = stats.items() if isinstance(stats, Mapping) else [(_name_of(c), c) for c in stats]
+    named = [(str(k), c) for k,c in pairs]
     names = [k for k,_ in named]
     if twice := sorted({k for k in names if names.count(k)>1}):
         raise ValueError(f"`stats` holds {twice[0]!r} twice: give a dict, name → candidate")

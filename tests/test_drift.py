@@ -9,8 +9,8 @@ import timm
 import torch
 from fastai.data.core import DataLoaders,TfmdDL
 from fastai.torch_core import TensorImage
-from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,Learner,MaskBlock,Normalize,PILImageBW,
-                               Resize,aug_transforms,convnext_tiny,get_image_files,
+from fastai.vision.all import (CategoryBlock,DataBlock,DisplayedTransform,ImageBlock,IndexSplitter,Learner,MaskBlock,
+                               Normalize,PILImageBW,Resize,aug_transforms,convnext_tiny,get_image_files,
                                Brightness,RandomSplitter,imagenet_stats,load_learner,parent_label,resnet18,resnet34,
                                unet_learner,vision_learner)
 from PIL import Image
@@ -24,6 +24,7 @@ from fastai_normstats.cli import main
 from fastai_normstats import drift
 from fastai_normstats.measure import measure_stats
 from fastai_normstats.drift import _chance,_holm,_own_stats,_rows,_with_verdicts,used_stats
+from fastai_normstats.choice import StatsChoice
 from fastai_normstats.models import IMAGENET
 from fastai_normstats.policy import Policy
 from fastai_normstats.running import OFF,RunningStats
@@ -336,8 +337,49 @@ def test_disagreement(folder, arch, tfms, fit, match):
     ('vit_tiny_patch16_224', [], dict(model='vit_tiny_patch16_224'))], ids=no_address)
 def test_agreement(folder, arch, tfms, fit): assert not said(learner(folder, arch, tfms, **fit).check_stats, **quiet)[0]
 
-def test_from_scratch_anything_goes(folder): assert not said(learner(folder, resnet34, [half],
-    trained=False).check_stats, **quiet)[0]
+def test_from_scratch_anything_goes(folder, capsys):
+    "Said in words, and no model's numbers beside those in use"
+    for kwargs in (dict(tfms=[half]), dict(model=resnet34), dict()):
+        res,df = said(learner(folder, resnet34, trained=False, **kwargs).check_stats)
+        assert not res and 'resnet34 is trained from scratch' in capsys.readouterr().out
+        assert df[['model_mean', 'model_std']].isna().all(axis=None)
+    res,df = said(learner(folder, resnet34, [half], trained=False).check_stats, resnet34,
+                  **quiet)  # weights that someone loaded later
+    assert len(res)==1 and df.model_mean.tolist()==list(IMAGENET.mean)
+
+def test_a_choice_given_back_stands_behind_the_numbers(folder, tmp_path):
+    "Whatever rule chose them and whichever model was weighed; the checks of the images hold"
+    choice = block().dataloaders(folder, **small).fit_stats(model=resnet34, **quiet).stats_choice
+    assert choice.rule=='small'
+    loaded = StatsChoice.load(choice.save(tmp_path/'c.json'))
+    for stats in (choice, loaded):
+        learn = learner(folder, 'vit_tiny_patch16_224', stats=stats)
+        assert not said(learn.check_stats, **quiet)[0]
+        assert (learn.dls.stats_choice.rule, learn.dls.stats_choice.stats)==('small', choice.stats)
+        again = learn.dls.fit_stats(stats=learn.dls.stats_choice, measure=True, **quiet)
+        assert again.stats_choice.why==choice.why+(', as saved in c.json' if stats is loaded else '')
+        assert not said(learn.freeze_stats().check_stats, **quiet)[0]
+    custom = block().dataloaders(folder, **small).fit_stats(stats='custom', **quiet).stats_choice
+    raw = block(batch_tfms=[By255()]).dataloaders(folder, **small)
+    ranged = raw.fit_stats(**quiet).stats_choice
+    assert ranged.rule=='range'
+    assert any('255' in w for w in said(block().dataloaders(folder, **small).fit_stats, stats=ranged, **quiet)[0])
+    grey = block((ImageBlock(PILImageBW), CategoryBlock)).dataloaders(folder, **small)
+    with pytest.raises(ValueError, match='1 channel and the custom statistics 3'): grey.fit_stats(stats=custom, **quiet)
+
+class By255(DisplayedTransform):
+    "Images in 0-255 again, after fastai's IntToFloatTensor"
+    order = 11
+    def encodes(self, x:TensorImage): return x*255
+
+@pytest.mark.parametrize('model', ['torchxrayvision', 'mnist'])
+def test_a_model_for_one_channel_on_rgb_images(folder, model):
+    "With a pass over all images, and with a look at a few"
+    res,dls = said(block().dataloaders(folder, **small).fit_stats, model=model, **quiet)
+    assert any(f'the images have 3 channels and {model} is a model for 1 channel' in w for w in res), res
+    assert any('model for 1 channel' in w for w in dls.stats_choice.warnings)
+    assert any('model for 1 channel' in w for w in said(learner(folder, resnet18, model=model).check_stats, model,
+        **quiet)[0])
 
 def test_after_the_remedy(folder):
     learn = learner(folder, convnext_tiny)

@@ -2,11 +2,11 @@
 
 import os,subprocess,sys
 
-import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,Learner,Normalize,Resize,
-                               aug_transforms,get_image_files,load_learner,parent_label)
+                               aug_transforms,get_image_files,load_learner,parent_label,resnet18)
 from torch import nn
 
 from fastai_normstats.all import DatasetStats
@@ -40,8 +40,9 @@ def preds(learn, files):
 def test_numbers_stay(folder, way):
     dls = way(folder)
     before = [dl.one_batch()[0] for dl in (dls.valid, dls.test_dl(dls.valid_ds.items, **small))]
-    numbers = [torch.as_tensor(o) for o in dls.stats_choice.stats]
-    assert dls.freeze_stats() is dls and dls.stats_choice is None
+    choice = dls.stats_choice
+    numbers = [torch.as_tensor(o) for o in choice.stats]
+    assert dls.freeze_stats() is dls and dls.stats_choice==choice
     for dl in dls.loaders:
         f, = [f for f in dl.after_batch.fs if isinstance(f, Normalize)]
         assert type(f) is Normalize and f.order==99
@@ -53,6 +54,26 @@ def test_numbers_stay(folder, way):
     dls.freeze_stats()  # once more changes nothing
     dls.show_batch(max_n=2)
     assert dls.fit_stats(stats='custom', **quiet).stats_choice is not None
+
+@ways
+def test_the_choice_stays(folder, way, tmp_path):
+    "`stats_choice` and both `check_stats` answer as before, also of a learner that was exported and loaded"
+    learn = learner(way(folder), tmp_path)
+    choice,drift,expected = learn.dls.stats_choice,learn.dls.check_stats(**quiet),learn.check_stats(resnet18, **quiet)
+    learn.freeze_stats()
+    assert learn.dls.stats_choice==choice and learn.dls.stats_choice.why==choice.why
+    assert repr(learn.dls.stats_choice)==repr(choice)
+    pd.testing.assert_frame_equal(learn.dls.check_stats(**quiet), drift)
+    pd.testing.assert_frame_equal(learn.check_stats(resnet18, **quiet), expected)
+    pd.testing.assert_frame_equal(learn.dls.check_stats(against='train', **quiet), drift)
+    learn.export('frozen.pkl')
+    again = load_learner(tmp_path/'frozen.pkl')
+    assert again.dls.stats_choice==choice and type(again.dls.valid.after_batch.normalize) is Normalize
+    assert again.dls.check_stats(folder, **quiet).n.tolist()==[24]*3
+
+def test_numbers_by_hand_have_no_choice(folder):
+    dls = block(batch_tfms=DatasetStats.from_stats([.5]*3, [.5]*3, cuda=False)).dataloaders(folder, **small)
+    assert dls.freeze_stats().stats_choice is None
 
 def test_nothing_to_freeze(folder):
     with pytest.raises(ValueError, match='not normalised'): block().dataloaders(folder, **small).freeze_stats()

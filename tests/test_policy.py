@@ -1,6 +1,6 @@
 "Each rule on either side of its threshold, their order, and what a `StatsChoice` shows, saves and loads"
 
-import json,math
+import json,math,re
 
 import numpy as np
 import pandas as pd
@@ -195,8 +195,7 @@ def test_a_partial_measurement_with_groups():
     totals = np.stack([d[[o==g for o in whose]].sum((0, 2)) for g in sorted(set(whose))])
     se = np.sqrt(G/(G-1)*(totals**2).sum(0))/(n*8)
     half = (t.ppf(.975, G-1)*np.sqrt(1-G/2000)*se/x.std((0, 2))).max()
-    read = f"measured on {n} of 5,000 images, 60 of 2,000 patients"
-    assert f"({read}, mean known to ±{100*half:.2g} % of σ, std to ±" in c.why
+    assert f"(measured on {n} of 5,000 images, 60 of 2,000 patients, mean known to ±{100*half:.2g} % of σ, std to ±" in c.why
     assert [w for w in c.warnings if f'rest on {n} of 5,000 images' in w]  # ±5 % of σ and more
 
 def test_one_group():
@@ -655,6 +654,59 @@ def test_a_choice_as_stats():
     "A loaded choice gives its numbers"
     c = choose_stats(5000, shifted())
     assert choose_stats(10, stats=c).stats==c.stats
+
+def test_a_choice_keeps_its_origin(tmp_path):
+    """Rule and sentence of the given choice, with the file that it was loaded from, once, however often it is saved
+    and given back"""
+    c = choose_stats(5000, shifted())
+    back = choose_stats(10, stats=c)
+    assert (back.rule, back.why, back.kind, back.n_images)==('enough', c.why, 'given', 10) and back.measured==c.measured
+    loaded = StatsChoice.load(c.save(tmp_path/'a.json'))
+    assert loaded==c and loaded.why==c.why and loaded.file=='a.json'
+    again = choose_stats(10, stats=loaded)
+    assert (again.rule, again.why)==('enough', f'{c.why}, as saved in a.json') and again.provenance==c.provenance
+    assert choose_stats(20, shifted(), stats=again).why==again.why
+    twice = choose_stats(10, stats=StatsChoice.load(again.save(tmp_path/'b.json')))
+    assert twice.why==f'{c.why}, as saved in b.json' and twice.stats==c.stats and twice.rule=='enough'
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(scheme='minmax'), dict(pretrained=False), dict(stats='imagenet'),
+                                    dict(model=xray)], ids=str)
+def test_every_choice_can_be_given_back(kwargs):
+    c = choose_stats(700, shifted(), **kwargs)
+    back = choose_stats(9, shifted(), stats=c, model=half)
+    assert (back.rule, back.why, back.stats, back.scheme)==(c.rule, c.why, c.stats, c.scheme)
+    t = back.table()
+    assert t[t.used]['mean'].tolist()==list(c.stats.mean) and t[t.used].candidate.nunique()==1
+
+def test_a_choice_given_back_is_checked():
+    "Other channels are refused, and published numbers on a range that they are not for"
+    c = choose_stats(5000, shifted())
+    with pytest.raises(ValueError, match='1 channel and the custom statistics 3'): choose_stats(9, one_channel, stats=c)
+    grey = choose_stats(9, RunningStats().update(torch.rand(50, 1, 8, 8)*255), model='chexzero')
+    assert grey.stats.value_range==(0, 255)
+    hounsfield = RunningStats().update(torch.rand(50, 1, 8, 8)*4000-1100)
+    with pytest.raises(ValueError, match="run from .* chexzero's statistics are for images from 0 to 255"):
+        choose_stats(9, hounsfield, stats=grey)
+
+@pytest.mark.parametrize('kwargs', [dict(model='torchxrayvision'), dict(model='torchxrayvision', frozen=True),
+                                    dict(stats='torchxrayvision'),
+    dict(model='torchxrayvision', stats='pretrained'), dict(model='mnist')], ids=str)
+def test_a_model_for_one_channel_on_rgb_images(kwargs):
+    """Its numbers fit each channel, the network does not fit the images: said with both counts and what to do, and
+    not said of grey images"""
+    c = choose_stats(600, measured(), **kwargs)
+    said = [w for w in c.warnings if 'the images have 3 channels and' in w]
+    assert len(said)==1 and re.search('is a model for 1 channel.*load grey images.*or name the model',
+                                      said[0]) and len(c.stats.mean)==3
+    grey = choose_stats(600, measured(mean=M[:1], std=S[:1]), **kwargs)
+    assert grey.warnings==() and len(grey.stats.mean)==1
+
+def test_one_number_by_hand_is_for_all_channels(): assert choose_stats(600, measured(), stats=(.5, .2)).warnings==()
+
+def test_small_and_unclear_say_how_far_and_what_to_do():
+    for c in (choose_stats(100, shifted()), choose_stats(1000, with_z(2, 'mean'))):
+        assert c.rule in ('small', 'unclear') and re.search(r'differ .*by 0\.\d\d σ in the mean and \d+% in the std',
+            c.why) and "`stats='custom'`" in c.why
 
 @pytest.mark.parametrize('policy', [3, None, dict(small=3)])
 def test_policy_of_a_wrong_type(policy):
