@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from enum import Enum
-from functools import partial
+from functools import cache, partial
+from importlib.resources import files
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -40,74 +40,26 @@ def _model_stats(mean, std, name, source, domain=NATURAL):
     return replace(res, name='imagenet', estimator='image') if is_imagenet(res) else res
 
 # %% ../nbs/07_models.ipynb #2f2aa065
-_imagenet,_half = ((.485, .456, .406), (.229, .224, .225)),((.5,)*3, (.5,)*3)
-_clip           = (.48145466, .4578275, .40821073),(.26862954, .26130258, .27577711)
-_raddino        = (.5307,)*3,(.2583,)*3
-_optimus        = (.707223, .578729, .703617),(.211883, .230117, .177517)
-_video,_mvit    = ((.43216, .394666, .37645), (.22803, .22145, .216989)),((.45,)*3, (.225,)*3)
-_xray,_tissue,_retina,_bio,_sat = 'chest X-ray','pathology','retina','biomedical images','satellite images'
-_trident        = 'github.com/mahmoodlab/TRIDENT trident/patch_encoder_models/load.py'
-_constants      = 'github.com/mahmoodlab/TRIDENT trident/patch_encoder_models/utils/constants.py'
-_torchvision    = 'torchvision.models {}.transforms()'
+def _floats(text): return tuple(map(float, text.split()))
 
-# name, (mean, std), domain, side of the input in pixels (None: not stated), source
-_published = [
-    ('imagenet',         _imagenet, NATURAL, 224,  IMAGENET.source),
-    ('inception',        _half,     NATURAL, 224,  'timm data/constants.py IMAGENET_INCEPTION_MEAN'),
-    ('dpn',              ((124/255, 117/255, 104/255), (1/(.0167*255),)*3), NATURAL, 224, 'timm data/constants.py IMAGENET_DPN_MEAN'),
-    ('cifar',            ((.491, .482, .447), (.247, .243, .261)), NATURAL, 32, 'fastai vision/core.py cifar_stats'),
-    ('mnist',            ((.131,), (.308,)), 'handwritten digits', 28, 'fastai vision/core.py mnist_stats'),
-    ('dinov2',           _imagenet, NATURAL, 224,  'github.com/facebookresearch/dinov2 dinov2/data/transforms.py'),
-    ('siglip',           _half,     NATURAL, 224,  'SigLIP preprocessor_config.json'),
-    ('openai-clip',      _clip,     NATURAL, 224,  'github.com/openai/CLIP clip/clip.py'),
-    ('dinov3-sat',       ((.43, .411, .296), (.213, .156, .143)), _sat, None, 'timm models/eva.py'),
-    ('vgg16-features',   ((.48235, .45882, .40784), (1/255,)*3), NATURAL, 224,
-                                             _torchvision.format('VGG16_Weights.IMAGENET1K_FEATURES')),
-    ('efficientnet_v2_l',_half,     NATURAL, 480,  _torchvision.format('EfficientNet_V2_L_Weights.IMAGENET1K_V1')),
-    ('raft_large',       _half,     NATURAL, None, _torchvision.format('Raft_Large_Weights.DEFAULT')),
-    ('raft_small',       _half,     NATURAL, None, _torchvision.format('Raft_Small_Weights.DEFAULT')),
-    ('r3d_18',           _video,    NATURAL, 112,  _torchvision.format('R3D_18_Weights.DEFAULT')),
-    ('mc3_18',           _video,    NATURAL, 112,  _torchvision.format('MC3_18_Weights.DEFAULT')),
-    ('r2plus1d_18',      _video,    NATURAL, 112,  _torchvision.format('R2Plus1D_18_Weights.DEFAULT')),
-    ('s3d',              _video,    NATURAL, 224,  _torchvision.format('S3D_Weights.DEFAULT')),
-    ('mvit_v1_b',        _mvit,     NATURAL, 224,  _torchvision.format('MViT_V1_B_Weights.DEFAULT')),
-    ('mvit_v2_s',        _mvit,     NATURAL, 224,  _torchvision.format('MViT_V2_S_Weights.DEFAULT')),
-    ('biomedclip',       _clip,     _bio,    224,  'BiomedCLIP open_clip_config.json (copies)'),
-    ('medsiglip',        _half,     _bio,    448,  'MedSigLIP preprocessor_config.json (copies)'),
-    ('rad-dino',         _raddino,  _xray,   518,  'RAD-DINO preprocessor_config.json (8 copies)'),
-    ('rad-dino-maira-2', _raddino,  _xray,   518,  'RAD-DINO-MAIRA-2 preprocessor_config.json (8 copies)'),
-    ('medclip',          ((.5862785803043838,), (.27950088968644304,)), _xray, 224, 'github.com/RyanWangZf/MedCLIP medclip/constants.py'),
-    ('chexzero',         ((101.48761,)*3, (83.43944,)*3, (0., 255.)), _xray, 224,
-                                             'github.com/rajpurkarlab/CheXzero train.py, zero_shot.py'),
-    ('torchxrayvision',  ((0.,), (1.,), (-1024., 1024.)), _xray, 224,
-                                             'github.com/mlmed/torchxrayvision torchxrayvision/utils.py normalize'),
-    ('retfound',         _imagenet, _retina, 224,  'github.com/rmaphoh/RETFound_MAE util/datasets.py'),
-]
+@cache
+def _published():
+    "The table of published models, read when it is first needed"
+    columns = dict.fromkeys(('mean', 'std', 'value_range'), _floats)
+    df = pd.read_csv(files('fastai_normstats')/'models.csv', converters=columns, dtype=dict(input_size='Int64'))
+    df.insert(5, 'channels', df['mean'].map(len))
+    return df
 
-# %% ../nbs/07_models.ipynb #8cf70468
-_published += [
-    ('conch',            _clip,     _tissue, None, 'github.com/mahmoodlab/CONCH conch/open_clip_custom/factory.py'),
-    ('uni',              _imagenet, _tissue, 224,  'github.com/mahmoodlab/UNI README.md'),
-    ('uni2-h',           _imagenet, _tissue, 224,  'github.com/mahmoodlab/UNI README.md'),
-    ('phikon',           _imagenet, _tissue, 224,  'github.com/owkin/HistoSSLscaling'),
-    ('prov-gigapath',    _imagenet, _tissue, 224,  'github.com/prov-gigapath/prov-gigapath gigapath/pipeline.py'),
-    *[(name, _imagenet, _tissue, size, _trident) for name,size in {'phikon-v2': 224, 'conch-v1.5': None, 'virchow': 224, 'virchow2': 224,
-      'ctranspath': 224, 'keep': 224, 'gpfm': 224, 'openmidnight': 224}.items()],
-    *[(name, _half, _tissue, size, _trident) for name,size in {'kaiko': 224, 'midnight-12k': 224, 'musk': None}.items()],
-    ('h-optimus-0',      _optimus,  _tissue, 224,  _trident),
-    ('h-optimus-1',      _optimus,  _tissue, 224,  _trident),
-    ('hibou-l',          ((.7068, .5755, .722), (.195, .2316, .1816)), _tissue, 224, _constants),
-    ('genbio-pathfm',    ((.697, .575, .728), (.188, .24, .187)), _tissue, None, _constants),
-    ('lunit-dino',       ((.70322989, .53606487, .66096631), (.21716536, .26081574, .20723464)), _tissue, 224,
-                                             'lunit_dino config.json (7 copies)'),
-]
+@cache
+def _registry():
+    "The published models by name; one of another domain keeps its name where its numbers are ImageNet's"
+    rows = [NormStats(r.mean, r.std, r.name, domain=r.domain, value_range=r.value_range, source=r.source)
+            for r in _published().itertuples()]
+    return {s.name: replace(s, estimator='image') if is_imagenet(s) else s for s in rows}
 
-def _published_stats(name, numbers, domain, size, source):
-    "The row as `NormStats`; a model of another domain keeps its name where its numbers are ImageNet's"
-    mean,std,value_range = *numbers[:2],(numbers[2:] or [(0., 1.)])[0]
-    return NormStats(mean, std, name, 'image' if numbers is _imagenet else 'pooled', domain, value_range, source)
-
-_registry = {row[0]: _published_stats(*row) for row in _published}
+def _lookup(name):
+    "A published model by its name, whatever its case and dashes; `None` if there is none"
+    return _registry().get(name, _registry().get(name.lower().replace('_', '-')))
 
 # %% ../nbs/07_models.ipynb #153cc0d5
 def known_models(
@@ -115,30 +67,24 @@ def known_models(
     domain:str=''  # Only models for kinds of images that hold this, e.g. `'x-ray'`
 )->pd.DataFrame:
     "The published models that `model_stats` knows by name, one a row"
-    sizes = {row[0]: row[3] for row in _published}
-    rows = [dict(name=k, mean=s.mean, std=s.std, domain=s.domain, value_range=s.value_range, channels=len(s.mean), input_size=sizes[k],
-                 source=s.source) for k,s in _registry.items()]
-    df = pd.DataFrame(rows).astype({'input_size': 'Int64'})
-    name,domain = name.lower().replace('_', '-'),domain.lower()
-    found = [df.name.str.replace('_', '-').str.contains(name, regex=False), df.domain.str.lower().str.contains(domain, regex=False)]
-    return df[found[0] & found[1]].reset_index(drop=True)
-
-# %% ../nbs/07_models.ipynb #6d306a63
-def _lookup(name):
-    "A published model by its name, whatever its case and dashes; `None` if there is none"
-    return _registry.get(name, _registry.get(name.lower().replace('_', '-')))
+    df = _published()
+    named = df.name.str.replace('_', '-').str.contains(name.lower().replace('_', '-'), regex=False)
+    of_domain = df.domain.str.lower().str.contains(domain.lower(), regex=False)
+    return df[named & of_domain].reset_index(drop=True)
 
 # %% ../nbs/07_models.ipynb #991f4053
 def for_unit_range(s):
     "The published statistics `s` restated for images in [0, 1]; others as they are"
-    (lo,hi),known = s.value_range,_registry.get(s.name)
+    lo,hi = s.value_range
+    known = _registry().get(s.name)
     if (lo, hi)==(0., 1.) or known is None or s.value_range!=known.value_range: return s
     mean,std = [(m-lo)/(hi-lo) for m in s.mean],[d/(hi-lo) for d in s.std]
-    return replace(s, mean=mean, std=std, value_range=(0., 1.), source=f'{s.source}, restated from [{lo:g}, {hi:g}] for [0, 1]')
+    source = f'{s.source}, restated from [{lo:g}, {hi:g}] for [0, 1]'
+    return replace(s, mean=mean, std=std, value_range=(0., 1.), source=source)
 
 # %% ../nbs/07_models.ipynb #0fb071c6
 def for_channels(s, n):
-    "`s` for images of `n` channels where it is exact: its own, or one grey channel for three equal ones and the reverse; else `None`"
+    "`s` for images of `n` channels where that is exact (its own; one for three equal ones, and back); else `None`"
     if n in (None, len(s.mean)): return s
     alike = len({*zip(*s)})==1 and {n, len(s.mean)}=={1, 3}
     return replace(s, mean=s.mean[:1]*n, std=s.std[:1]*n) if alike else None
@@ -149,11 +95,11 @@ class NormalisesInside(ValueError):
 
 def _from_weights(w, name=None):
     "From a torchvision weights member: the `mean` and `std` of its own preprocessing"
-    tfm = w.transforms()
-    if type(tfm).__name__=='OpticalFlow': return _model_stats(*_half, name or str(w), f'torchvision {w}.transforms()')  # has no attributes
-    if not (hasattr(tfm, 'mean') and hasattr(tfm, 'std')):
-        raise NormalisesInside(f"{w} normalises inside the model: feed it images in [0, 1] and put no Normalize into the pipeline")
-    return _model_stats(tfm.mean, tfm.std, name or str(w), f'torchvision {w}.transforms()')
+    tfm,name,source = w.transforms(),name or str(w),f'torchvision {w}.transforms()'
+    if type(tfm).__name__=='OpticalFlow': return _model_stats((.5,)*3, (.5,)*3, name, source)  # has no attributes
+    if hasattr(tfm, 'mean') and hasattr(tfm, 'std'): return _model_stats(tfm.mean, tfm.std, name, source)
+    raise NormalisesInside(f"{w} normalises inside the model: feed it images in [0, 1] and put no Normalize into the "
+                           "pipeline")
 
 def _from_callable(f, weights=None):
     "From the `weights` asked for, from fastai's `model_meta`, from timm, else from torchvision's default weights"
@@ -167,57 +113,58 @@ def _from_callable(f, weights=None):
     try: known = get_model_weights(f)
     except ValueError: raise _unknown(name) from None
     if weights is None: return _from_weights(known.DEFAULT, name)
-    if weights not in known.__members__: raise ValueError(f"{name} has no weights {weights!r}: it has {', '.join(known.__members__)}")
+    if weights not in known.__members__:
+        raise ValueError(f"{name} has no weights {weights!r}: it has {', '.join(known.__members__)}")
     return _from_weights(known[weights], name)
 
 # %% ../nbs/07_models.ipynb #5e6b170a
-def _names():
-    "All names that `model_stats` understands here"
-    from torchvision.models import list_models
-    res = {*_registry, *list_models()}
-    if find_spec('timm'): import timm; res.update(timm.list_models())
-    return sorted(res)
-
 def _unknown(name):
     "The error for a model that nobody here knows"
-    near = get_close_matches(name.lower().split('/')[-1], _names(), n=3)
+    import torchvision
+    known = {*_registry(), *torchvision.models.list_models()}
+    advice = "; if it is a timm architecture, `pip install timm` first"
+    if find_spec('timm'):
+        import timm
+        known.update(timm.list_models())
+        advice = ''
+    near = get_close_matches(name.lower().split('/')[-1], sorted(known), n=3)
     hint = f"near matches are {', '.join(map(repr, near))}" if near else "give its statistics as (mean, std)"
-    timm = '' if find_spec('timm') else "; if it is a timm architecture, `pip install timm` first"
-    hub = "; nothing is downloaded: give the folder that it was saved to" if '/' in name else ''
-    return ValueError(f"unknown model {name!r}: {hint}{timm}{hub}")
+    hub  = "; nothing is downloaded: give the folder that it was saved to" if '/' in name else ''
+    return ValueError(f"unknown model {name!r}: {hint}{advice}{hub}")
+
+# %% ../nbs/07_models.ipynb #37dddf24
+def _from_timm(name):
+    "From timm's configuration; `None` where it knows no such architecture"
+    if not find_spec('timm'): return None
+    import timm
+    try: cfg = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+    except RuntimeError as e: raise ValueError(f"timm has no such weights: {name!r} ({e})") from e
+    if cfg is None: return None
+    return _model_stats(cfg.mean, cfg.std, name, f'timm {name} pretrained_cfg ({cfg.tag or "default"})')
 
 def _from_name(name):
     "From the registry, else timm's configuration, else torchvision's weights, else a folder or file of that name"
-    if res := _lookup(name): return res
-    if find_spec('timm'):
-        import timm
-        try: cfg = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
-        except RuntimeError as e: raise ValueError(f"timm has no such weights: {name!r} ({e})") from e
-        if cfg is not None: return _model_stats(cfg.mean, cfg.std, name, f'timm {name} pretrained_cfg ({cfg.tag or "default"})')
     from torchvision.models import get_model_weights, get_weight, list_models
+    if res := _lookup(name) or _from_timm(name): return res
     if name in list_models(): return _from_weights(get_model_weights(name).DEFAULT, name)
     if os.path.exists(name): return _from_path(Path(name))
     if 'Weights.' not in name: raise _unknown(name)
-    try: weights = get_weight(name)
+    try: return _from_weights(get_weight(name))
+    except NormalisesInside: raise
     except (ValueError, KeyError) as e: raise ValueError(f"unknown weights {name!r}: {e}") from e
-    return _from_weights(weights)
-
-def _given(mean, std):
-    "Numbers given by hand, which may be ImageNet's"
-    s = NormStats(mean, std, source='given by hand')
-    return IMAGENET if is_imagenet(s) else s
 
 # %% ../nbs/07_models.ipynb #a48fd008
 _files = ('preprocessor_config.json', 'processor_config.json', 'open_clip_config.json', 'config.json')
-_inner = ('pretrained_cfg', 'default_cfg', 'preprocess_cfg', 'image_processor', 'visual', 'config')  # where others keep the fields
+_inner = ('pretrained_cfg', 'default_cfg', 'preprocess_cfg', 'image_processor', 'visual', 'config')  # fields in fields
 
 def _from_path(path):
     "From a JSON file, or the first of the usual ones in a folder"
     files = [path/f for f in _files if (path/f).is_file()] if path.is_dir() else [path]
     if not files: raise ValueError(f"no model configuration in folder {path}: looked for {', '.join(_files)}")
-    found = ((f, _read_json(f)) for f in files)
-    first = next(found)
-    file,cfg = next((o for o in chain([first], found) if _has_numbers(o[1])), first)
+    for file in files:
+        cfg = _read_json(file)
+        if _has_numbers(cfg): break
+    else: file,cfg = files[0],_read_json(files[0])
     return _from_config(cfg, str(file), file.absolute().parent.name)
 
 def _read_json(file):
@@ -225,25 +172,29 @@ def _read_json(file):
     try: cfg = json.loads(file.read_text(encoding='utf-8-sig'))
     except FileNotFoundError: raise ValueError(f"no such file or folder: {file}") from None
     except (ValueError, RecursionError) as e: raise ValueError(f"cannot read {file}: it is not JSON ({e})") from e
-    if not isinstance(cfg, dict): raise ValueError(f"cannot read {file}: it must hold a JSON object, got {type(cfg).__name__}")
-    return cfg
+    if isinstance(cfg, dict): return cfg
+    raise ValueError(f"cannot read {file}: it must hold a JSON object, got {type(cfg).__name__}")
+
+def _says(cfg): return not {'mean', 'image_mean', 'do_normalize'}.isdisjoint(cfg)
 
 def _has_numbers(cfg):
-    "Do the fields say anything about normalisation?"
-    if not {'mean', 'image_mean', 'do_normalize'}.isdisjoint(cfg): return True
-    return any(_has_numbers(cfg[k]) for k in _inner if isinstance(cfg.get(k), Mapping))
+    "Do the fields, or those inside them, say anything about normalisation?"
+    return _says(cfg) or any(_has_numbers(cfg[k]) for k in _inner if isinstance(cfg.get(k), Mapping))
 
+# %% ../nbs/07_models.ipynb #db49b359
 def _from_config(cfg, where, name):
-    "From `mean` and `std` (timm, open_clip) or `image_mean` and `image_std` (Hugging Face); one number alone is for three channels"
-    name = cfg.get('architecture') or name
+    "From `mean`, `std` (timm, open_clip) or `image_mean`, `image_std` (Hugging Face); one number is for three channels"
+    name  = cfg.get('architecture') or name
     inner = next((k for k in _inner if isinstance(cfg.get(k), Mapping)), None)
-    if not {'mean', 'image_mean', 'do_normalize'} & {*cfg} and inner: return _from_config(cfg[inner], f"{where}, `{inner}`", name)
+    if inner and not _says(cfg): return _from_config(cfg[inner], f"{where}, `{inner}`", name)
     keys = ('mean', 'std') if 'mean' in cfg else ('image_mean', 'image_std')
+    mean,std = [0.]*3,[1.]*3
     if _switch(cfg, 'do_normalize', where): mean,std = (_numbers(cfg, k, where) for k in keys)
-    else: mean,std = [0.]*3,[1.]*3
     scale,shift = (1., 0.) if 'mean' in cfg else _rescaling(cfg, where)
-    mean,std = (o if len(o)>1 else o*max(3, len(mean), len(std)) for o in (mean, std))
-    if len(mean)!=len(std): raise ValueError(f"{where}: `{keys[0]}` has {len(mean)} numbers and `{keys[1]}` {len(std)}: they must agree")
+    most = max(3, len(mean), len(std))
+    mean,std = (o if len(o)>1 else o*most for o in (mean, std))
+    if len(mean)!=len(std):
+        raise ValueError(f"{where}: `{keys[0]}` has {len(mean)} numbers and `{keys[1]}` {len(std)}: they must agree")
     if min(std)<=0: raise ValueError(f"{where}: `{keys[1]}` must be above 0, got {std}")
     if (scale, shift)!=(1., 0.): mean,std = [(m+shift)/scale for m in mean],[d/scale for d in std]
     return _model_stats(mean, std, name, where, domain=None)
@@ -258,10 +209,12 @@ def _switch(cfg, key, where):
 def _numbers(cfg, key, where):
     "A field of numbers, one a channel"
     if (v := cfg.get(key)) is None: raise ValueError(f"{where}: field `{key}` is missing")
-    if not {bool, str}.isdisjoint(map(type, v if isinstance(v, (list, tuple)) else [v])): v = repr(v)  # neither is a number
-    try: v = NormStats(v, [1.]*len(v) if hasattr(v, '__len__') else 1.).mean
-    except (ValueError, TypeError, OverflowError): raise ValueError(f"{where}: `{key}` must be finite numbers, one per channel, got {v!r}") from None
-    return list(v)
+    values = list(v) if isinstance(v, (list, tuple)) or hasattr(v, '__len__') else [v]
+    try:
+        if not {bool, str}.isdisjoint(map(type, values)): raise TypeError("neither is a number")
+        return list(NormStats(v, [1.]*len(values)).mean)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{where}: `{key}` must be finite numbers, one per channel, got {v!r}") from None
 
 def _rescaling(cfg, where):
     "What a Hugging Face processor makes of images in [0, 1] before normalising: x·scale − shift"
@@ -292,45 +245,52 @@ def _attribute(o, k):
     try: return getattr(o, k, None)
     except Exception: return None
 
+# %% ../nbs/07_models.ipynb #4171b8e8
 def _from_object(o):
     "From a network or processor that carries its configuration, or whose folder it was loaded from does"
     name,parts = type(o).__name__,list(o.modules()) if isinstance(o, nn.Module) else [o]
     for p in parts: _check_inside(p, name)
     found = {_from_config(cfg, f"{type(p).__name__}'s own configuration", type(p).__name__)
              for p in parts if (cfg := _attributes(p)) and _has_numbers(cfg)}
-    if len({tuple(s) for s in found})>1: raise ValueError(f"the parts of this {name} expect different statistics: give one of them")
+    if len({tuple(s) for s in found})>1:
+        raise ValueError(f"the parts of this {name} expect different statistics: give one of them")
     if found: return found.pop()
-    folders = {f for p in parts for f in (_attribute(p, 'name_or_path'), _attribute(_attribute(p, 'config'), '_name_or_path'))
-               if isinstance(f, str) and os.path.isdir(f)}
+    named  = [_attribute(p, 'name_or_path') for p in parts]
+    named += [_attribute(_attribute(p, 'config'), '_name_or_path') for p in parts]
+    folders = {f for f in named if isinstance(f, str) and os.path.isdir(f)}
     if len(folders)==1: return _from_path(Path(folders.pop()))
-    raise ValueError(f"cannot tell the statistics of a {name}: give the function or weights it was made from, its image processor, the "
-                     "folder with its `preprocessor_config.json`, a name, or (mean, std)")
+    raise ValueError(f"cannot tell the statistics of a {name}: give the function or weights it was made from, its "
+                     "image processor, the folder with its `preprocessor_config.json`, a name, or (mean, std)")
 
 def _check_inside(module, name):
     "Refuse a network that normalises its input itself"
     kind = type(module).__name__
     if kind=='GeneralizedRCNNTransform' or kind=='Normalize' and hasattr(module, 'mean') and hasattr(module, 'std'):
-        raise NormalisesInside(f"{name} normalises inside: feed it images in [0, 1] and put no Normalize into the pipeline")
+        raise NormalisesInside(f"{name} normalises inside: feed it images in [0, 1] and put no Normalize into the "
+                               "pipeline")
     if getattr(module, 'transform_input', None) is True:
-        raise ValueError(f"{name} has `transform_input=True`, which turns images normalised with ImageNet's statistics into what it "
-                         "expects: use stats='imagenet'")
+        raise ValueError(f"{name} has `transform_input=True`, which turns images normalised with ImageNet's statistics "
+                         "into what it expects: use stats='imagenet'")
 
 # %% ../nbs/07_models.ipynb #7ff147b3
 def model_stats(
-    model,             # Function, weights, name, network or processor, folder or file, `NormStats` or `(mean, std)`; `None`: no model
+    model,             # Function, weights, name, network, processor, folder, file, `NormStats`, `(mean, std)` or `None`
     n_channels:int=3   # Channels of the images; `None`: whatever the model has
 )->NormStats|None:
-    "The statistics that `model` expects; `None` for no model or where it has none for `n_channels`; ValueError if unknown"
+    "The statistics that `model` expects; `None` for no model or where it has none for `n_channels`"
     if model is None: return None
     if   isinstance(model, NormStats):   res = model
     elif isinstance(model, str):         res = _from_name(model)
     elif isinstance(model, os.PathLike): res = _from_path(Path(model))
     elif isinstance(model, Enum) and hasattr(model, 'transforms'): res = _from_weights(model)
-    elif isinstance(model, (tuple, list)) and len(model)==2:       res = _given(*model)
+    elif isinstance(model, (tuple, list)) and len(model)==2:
+        given = NormStats(*model, source='given by hand')
+        res   = IMAGENET if is_imagenet(given) else given
     elif isinstance(model, partial):     res = _from_callable(model.func, model.keywords.get('weights'))
     elif callable(model) and hasattr(model, '__name__'):           res = _from_callable(model)
     elif isinstance(model, Mapping):     res = _from_config(model, 'this configuration', 'model')
     elif isinstance(model, (bool, int, float, complex, tuple, list, set, bytes)):
-        raise ValueError(f"cannot tell the statistics of a {type(model).__name__}: give a model function, a name, or (mean, std)")
+        raise ValueError(f"cannot tell the statistics of a {type(model).__name__}: give a model function, a name, or "
+                         "(mean, std)")
     else: res = _from_object(model)
     return for_channels(res, n_channels)

@@ -20,15 +20,15 @@ def jointly(
     f,          # A function without arguments; what it returns travels between the processes
     group=None  # As in `rank_and_size`
 )->list:
-    "What `f()` gives on each rank, in their order; an exception on one of them is raised on all, so that none waits for the dead"
+    "What `f()` gives on each rank, in their order; an exception on one is raised on all, so that none waits for it"
     rank,size = rank_and_size(group)
     if size==1: return [f()]
-    res,error = None,None
+    res,error,said = None,None,None
     try: res = f()
-    except Exception as e: error = e
+    except Exception as e: error,said = e,f"{type(e).__name__}: {e}"
     every = [None]*size
-    dist.all_gather_object(every, (res, None if error is None else f"{type(error).__name__}: {error}"), group=group)
+    dist.all_gather_object(every, (res, said), group=group)
     if error is not None: raise error
-    if bad := next(((r, e) for r,(_,e) in enumerate(every) if e is not None), None):
-        raise RuntimeError(f"rank {bad[0]} failed with {bad[1]}")
+    for r,(_,said) in enumerate(every):
+        if said is not None: raise RuntimeError(f"rank {r} failed with {said}")
     return [res for res,_ in every]

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from .values import brief
 
@@ -21,7 +22,7 @@ class Scheme:
     "How pixels become what a network sees: the steps that `DatasetStats` takes, here those of a z-score"
     name:ClassVar[str] = ''            # What `scheme=` calls it
     limits = None                      # (lowest, highest) values, one of each per channel, that pixels are clipped to
-    needs:ClassVar[str] = 'sample'     # What of the training images: `'all'`, a `'sample'` (see `tol` of `measure_stats`), `'nothing'`
+    needs:ClassVar[str] = 'sample'     # What of the training images: `'all'`, `'nothing'`, or a `'sample'` (to `tol`)
     masked:ClassVar[bool] = False      # Does `mask` say which pixels count when it is applied, not only when measuring?
 
     def fitted(self, m): return self                           # with what `RunningStats` `m` gives put in
@@ -39,7 +40,7 @@ class ZScore(Scheme):
     name:ClassVar[str] = 'zscore'
 
 # %% ../nbs/06_schemes.ipynb #941ad414
-def _each(vs): return ', '.join(dict.fromkeys(map(brief, vs)))
+def _in_words(limits): return ' and '.join(', '.join(dict.fromkeys(map(brief, o))) for o in limits)
 
 def _two(v):
     "`v` as the lower and the upper limits, two tuples of floats, or a ValueError"
@@ -48,6 +49,16 @@ def _two(v):
         if lo and len(lo)==len(hi) and all(isfinite(a) and isfinite(b) and a<b for a,b in zip(lo, hi)): return lo,hi
     except (TypeError, ValueError, RuntimeError, OverflowError): pass
     raise ValueError(f"`limits` must be (lowest, highest), two numbers or one of each per channel, got {v!r}")
+
+def _limits_of(m, percentiles):
+    "The values at `percentiles` of what `RunningStats` `m` has counted; a constant channel gets a width of 1"
+    lo,hi = m.quantile([p/100 for p in percentiles])
+    alike = (hi-lo<=1e-7*(m.max-m.min)) & ~m.constant
+    if not alike.any(): return lo,torch.where(m.constant, lo+1, hi)
+    c = alike.nonzero()[0].item()
+    words = ' and '.join(f'{p:g}' for p in percentiles)
+    raise ValueError(f"percentiles {words} of channel {c} are both about {brief(lo[c].item())}, so that nothing would "
+                     "be left of it: leave the background out with `mask=`, or take wider `percentiles`")
 
 # %% ../nbs/06_schemes.ipynb #10976bdf
 @dataclass(frozen=True)
@@ -67,44 +78,30 @@ class _Clipping(Scheme):
     def needs(self): return 'all' if self.limits is None and {*self.percentiles} & {0., 100.} else 'sample'
 
     def fitted(self, m):
-        if self.limits is None: return replace(self, limits=self._measured(m))
-        if len(self.limits[0]) in (1, m.n_channels): return self
+        if self.limits is None: return replace(self, limits=_limits_of(m, self.percentiles))
         n = len(self.limits[0])
-        raise ValueError(f"`limits` has {n} channels and the images {m.n_channels}: give one pair for all, or one per channel")
-
-    def _measured(self, m):
-        "The limits at `percentiles` of what `RunningStats` `m` has counted; a constant channel gets a width of 1"
-        lo,hi = (m.min if p==0 else m.max if p==100 else m.quantile(p/100) for p in self.percentiles)
-        const = m.constant
-        if bad := [c for c,(a,b,k) in enumerate(zip(lo, hi, const)) if b-a<=1e-7*(m.max-m.min)[c] and not k]:
-            raise ValueError(f"percentiles {self._words()} of channel {bad[0]} are both about {brief(lo[bad[0]].item())}, so that nothing would be left of it: "
-                             "leave the background out with `mask=`, or take wider `percentiles`")
-        return lo,torch.where(const, lo+1, hi)
+        if n in (1, m.n_channels): return self
+        raise ValueError(f"`limits` has {n} channels and the images {m.n_channels}: give one pair for all, or one per "
+                         "channel")
 
     def before(self, x, n_spatial):
         lo,hi = self.limits
         if len({*lo})==len({*hi})==1: return x.clamp(lo[0], hi[0])
         return x.clamp(*(torch.tensor(o, dtype=x.dtype, device=x.device).view(-1, *[1]*n_spatial) for o in (lo, hi)))
 
-    def _words(self): return ' and '.join(f'{p:g}' for p in self.percentiles)
-
-    def _where(self):
-        "The fitted limits in words"
-        return f"{_each(self.limits[0])} and {_each(self.limits[1])}"
-
 # %% ../nbs/06_schemes.ipynb #87eddaa0
 @dataclass(frozen=True)
 class MinMax(_Clipping):
-    "(x − low) / (high − low), clipped to [0, 1], between `limits`, or the `percentiles` (low, high, in %) of the training pixels"
+    "(x − low) / (high − low), clipped to [0, 1], between `limits` or the `percentiles` of the training pixels"
     name:ClassVar[str] = 'minmax'
-    percentiles:tuple = (0., 100.)  # (0, 100): the lowest and the highest value of all training images, for which all are read
-    limits:tuple|None = None        # (lowest, highest) value, or of each channel, ((lowest, …), (highest, …)); given, nothing is measured
+    percentiles:tuple = (0., 100.)  # (low, high) in %; (0, 100) are the true ends, for which all images are read
+    limits:tuple|None = None        # (lowest, highest), or ((lowest, …), (highest, …)); given, nothing is measured
 
     @property
     def needs(self): return super().needs if self.limits is None else 'nothing'
 
     def numbers(self, m, std): return self.limits[0], tuple(b-a for a,b in zip(*self.limits))
-    def why(self): return f"min–max to [0, 1] between {self._where()}"
+    def why(self): return f"min–max to [0, 1] between {_in_words(self.limits)}"
 
     def doubts(self, m):
         "Do most pixels share a small part of the range, since a few take the rest, or the limits are for other units?"
@@ -113,38 +110,42 @@ class MinMax(_Clipping):
         a,b = (torch.minimum(torch.maximum(m.quantile(q), lo), hi) for q in (.01, .99))
         share = ((b-a)/(hi-lo)).where(~m.constant, 1.).min().item()
         if share>=.1: return None
-        return (f"98 % of the pixels lie on {share:.1%} of the range between {self._where()}: if a few others take the rest, use "
-                "`scheme=MinMax(percentiles=(.5, 99.5))`; limits given by hand must be in the units of the pixels")
+        return (f"98 % of the pixels lie on {share:.1%} of the range between {_in_words(self.limits)}: if a few others "
+                "take the rest, use `scheme=MinMax(percentiles=(.5, 99.5))`; limits given by hand must be in the units "
+                "of the pixels")
 
+# %% ../nbs/06_schemes.ipynb #22170ff4
 @dataclass(frozen=True)
 class ClipZScore(_Clipping):
-    "Clipped to `limits`, or the `percentiles` (low, high, in %) of the training pixels, then (x − mean) / std: nnU-Net's for CT"
+    "Clipped to `limits` or the `percentiles` of the training pixels, then (x − mean) / std: nnU-Net's for CT"
     name:ClassVar[str] = 'clip-zscore'
-    percentiles:tuple = (.5, 99.5)
-    limits:tuple|None = None         # (lowest, highest) value, or of each channel, ((lowest, …), (highest, …)); given, only mean and std are measured
-    def why(self): return f"clipped to between {self._where()}, then the data's own mean and std"
+    percentiles:tuple = (.5, 99.5)   # (low, high) in %
+    limits:tuple|None = None         # (lowest, highest), or ((lowest, …), (highest, …)); mean and std are measured
+
+    def why(self): return f"clipped to between {_in_words(self.limits)}, then the data's own mean and std"
 
     def doubts(self, m):
         "Does it clip most of the pixels?"
         lo,hi = (torch.tensor(o, dtype=torch.float64) for o in self.limits)
-        at = torch.linspace(.005, .995, 100)
-        inside = ((m.quantile(at)>=lo) & (m.quantile(at)<=hi)).double().mean(0).where(~m.constant, 1.).min().item()
+        values = m.quantile(torch.linspace(.005, .995, 100))
+        inside = ((values>=lo) & (values<=hi)).double().mean(0).where(~m.constant, 1.).min().item()
         if inside>=.5: return None
-        return (f"only {inside:.0%} of the pixels lie between the limits {self._where()}, all others are clipped: limits must be in the "
-                "units of the pixels, `percentiles` in %")
+        return (f"only {inside:.0%} of the pixels lie between the limits {_in_words(self.limits)}, all others are "
+                "clipped: limits must be in the units of the pixels, `percentiles` in %")
 
 # %% ../nbs/06_schemes.ipynb #2b8efebd
 _halves = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class ImageZScore(Scheme):
-    "Each image by its own mean and std over the pixels that `mask` counts (others become 0); shown with the training set's"
+    "Each image by its own mean and std over the pixels that `mask` counts (others become 0); shown with typical ones"
     name:ClassVar[str] = 'image-zscore'
     masked:ClassVar[bool] = True
     together:bool = False  # One mean and std for all channels of an image (keeps its colours) instead of one a channel?
 
     def __post_init__(self):
-        if not isinstance(self.together, bool): raise ValueError(f"`together` must be True or False, got {self.together!r}")
+        if not isinstance(self.together, bool):
+            raise ValueError(f"`together` must be True or False, got {self.together!r}")
 
     def numbers(self, m, std):
         "Typical ones, for showing"
@@ -152,7 +153,7 @@ class ImageZScore(Scheme):
         if not self.together: return m.mean, sd
         return m.mean.mean().expand_as(sd), (sd.square().mean()+m.mean.var(correction=0)).sqrt().expand_as(sd)
 
-    def why(self): return f"each image is brought to mean 0 and std 1 on its own{', all channels together' if self.together else ''}"
+    def why(self): return "each image is brought to mean 0 and std 1 on its own"+', all channels together'*self.together
 
     def own(self, x, mean, std, mask):
         "Mean and std (B, C or 1, 1…) of each image of `x` (B, C, *spatial) over its finite pixels that `mask` counts"
@@ -168,7 +169,7 @@ class ImageZScore(Scheme):
 # %% ../nbs/06_schemes.ipynb #bf1c2b66
 @dataclass(frozen=True)
 class LocalResponse(Scheme):
-    "`torch.nn.LocalResponseNorm`: x / (k + α/n · Σ x²)^β over `size` neighbouring channels (Krizhevsky, Sutskever & Hinton 2012, §3.3)"
+    "`torch.nn.LocalResponseNorm`: x / (k + α/n · Σ x²)^β over `size` channels (Krizhevsky et al. 2012, §3.3)"
     name:ClassVar[str] = 'lrn'
     needs:ClassVar[str] = 'nothing'
     size:int = 5        # n, channels that count as neighbours
@@ -181,34 +182,38 @@ class LocalResponse(Scheme):
             raise ValueError(f"`size` must be a whole number of channels from 1, got {self.size!r}")
         for o in ('alpha', 'beta', 'k'):
             v = getattr(self, o)
-            if not isinstance(v, (int, float)) or not 0<v<1e300: raise ValueError(f"`{o}` must be a number above 0, got {v!r}")
+            if not isinstance(v, (int, float)) or not 0<v<1e300:
+                raise ValueError(f"`{o}` must be a number above 0, got {v!r}")
 
     def numbers(self, m, std): return (0.,), (1.,)
     def why(self):
-        return f"local response normalisation over {self.size} channel{'s'*(self.size!=1)} (α {self.alpha:g}, β {self.beta:g}, k {self.k:g})"
+        channels = f"{self.size} channel{'s'*(self.size!=1)}"
+        return f"local response normalisation over {channels} (α {self.alpha:g}, β {self.beta:g}, k {self.k:g})"
 
     def before(self, x, n_spatial):
         if x.ndim==n_spatial+1: return self.before(x[None], n_spatial)[0]
         v = x.float() if x.dtype in _halves else x  # pooling over channels knows no half precision on the CPU
         return F.local_response_norm(v, self.size, self.alpha, self.beta, self.k).to(x.dtype)
 
-    def undo(self, x, n_spatial, tol=1e-7, most=200):
-        "The fixed point of x = y · (k + α/n · Σ x²)^β; as near as it gets where large values have no inverse"
-        res = x*self.k**self.beta
-        for _ in range(most):
-            new = x*(res/self.before(res, n_spatial)).where(res!=0, self.k**self.beta)
-            if not ((new-res).abs().max() > tol*new.abs().max()): return new
-            res = new
-        return res
+# %% ../nbs/06_schemes.ipynb #d67167e4
+@patch
+def undo(self:LocalResponse, x, n_spatial):
+    "The fixed point of x = y · (k + α/n · Σ x²)^β; as near as it gets where large values have no inverse"
+    res = x*self.k**self.beta
+    for _ in range(200):
+        old,res = res,x*(res/self.before(res, n_spatial)).where(res!=0, self.k**self.beta)
+        if not ((res-old).abs().max() > 1e-7*res.abs().max()): break
+    return res
 
-    def doubts(self, m):
-        "Do larger values stay the larger ones? Beyond α/n · Σ x² = k / (2β − 1) they do not"
-        if m is None or self.beta<=.5: return None
-        top = max(m.min.abs().max().item(), m.max.abs().max().item())
-        most = (self.k/(2*self.beta-1)*self.size/(self.alpha*min(self.size, m.n_channels)))**.5
-        if top<=most: return None
-        return (f"pixel values reach {brief(top)}, and beyond {brief(most)} local response normalisation maps larger ones to smaller: "
-                "bring the images to [0, 1] first, or take a smaller `alpha`")
+@patch
+def doubts(self:LocalResponse, m):
+    "Do larger values stay the larger ones? Beyond α/n · Σ x² = k / (2β − 1) they do not"
+    if m is None or self.beta<=.5: return None
+    top  = max(map(abs, m.ends))
+    most = (self.k/(2*self.beta-1)*self.size/(self.alpha*min(self.size, m.n_channels)))**.5
+    if top<=most: return None
+    return (f"pixel values reach {brief(top)}, and beyond {brief(most)} local response normalisation maps larger ones "
+            "to smaller: bring the images to [0, 1] first, or take a smaller `alpha`")
 
 # %% ../nbs/06_schemes.ipynb #8dafd35a
 schemes = {c.name: c for c in (ZScore, MinMax, ClipZScore, ImageZScore, LocalResponse)}
@@ -219,10 +224,11 @@ def scheme_of(
     "The `Scheme`; a ValueError with the names there are for anything else"
     if isinstance(scheme, Scheme) and scheme.name: return scheme
     d = dict(name=scheme) if isinstance(scheme, str) else scheme
-    wanted = f"`scheme` must be one of {', '.join(map(repr, schemes))}, or an object like `MinMax(percentiles=(.5, 99.5))`"
     if not isinstance(d, dict) or d.get('name') not in schemes:
-        hint = ': call it, `{}()`'.format(scheme.__name__) if isinstance(scheme, type) and issubclass(scheme, Scheme) else ''
-        raise ValueError(f"{wanted}, got {getattr(scheme, '__name__', None) or repr(scheme)}{hint}")
+        got  = getattr(scheme, '__name__', None) or repr(scheme)
+        hint = f": call it, `{got}()`" if isinstance(scheme, type) and issubclass(scheme, Scheme) else ''
+        raise ValueError(f"`scheme` must be one of {', '.join(map(repr, schemes))}, or an object like "
+                         f"`MinMax(percentiles=(.5, 99.5))`, got {got}{hint}")
     cls,args = schemes[d['name']],{k: v for k,v in d.items() if k!='name'}
     if bad := sorted({*args}-{f.name for f in fields(cls)}): raise ValueError(f"{cls.__name__} has no field {bad[0]!r}")
     return cls(**args)
