@@ -14,7 +14,7 @@ from functools import partial, wraps
 from operator import attrgetter
 
 import torch
-from fastai.data.core import FilteredBase
+from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
@@ -69,6 +69,7 @@ class _Applied(Normalize):
     choice,ledger,get_items = None,None,None  # why these numbers, training images by rows, how the block finds files
     pinned,trial = False,False                # fitted on purpose by `fit_stats`? on the way there?
     _fits,_train_signs = (),(False, False)
+    _given = None                             # the copy that the last loader got
 
     def _check_has_numbers(self):
         if self.mean is not None: return
@@ -84,6 +85,8 @@ class _Applied(Normalize):
         mean,std = self.scheme.own(v, self.mean, self.std, mask)
         res = (v-mean)/std
         return _like(x, res if mask is None else res.where(mask(v), 0.))
+
+    def setups(self, dl:DataLoader): self._set_up(dl)
 
     def decodes(self, x:TensorImage):
         self._check_has_numbers()
@@ -199,44 +202,42 @@ def name(self:DatasetStats)->str:
 @patch
 def __getstate__(self:DatasetStats):
     "Without what pickles and copies cannot or need not hold: fingerprints, rows, functions that are done with"
-    res = {**vars(self), '_fits': (), 'ledger': None, 'get_items': None}
+    res = {**vars(self), '_fits': (), '_given': None, 'ledger': None, 'get_items': None}
     if not self.fixed: return res
     mask = self.pass_args['mask'] if self.scheme.masked else None
     return res | dict(pass_args={**self.pass_args, 'mask': mask, 'groups': None})
 
 # %% ../nbs/13_transform.ipynb #b0849b2a
-def _copies_of(tfms, copies):
-    "Batch transforms `tfms` with a copy in place of each recipe; `copies` keeps pairs (recipe, copy)"
-    def own(f):
-        if not isinstance(f, DatasetStats) or f.fixed: return f
-        known = [c for recipe,c in copies if recipe is f]
-        if not known: copies.append((f, f._for_loaders()))
-        return known[0] if known else copies[-1][1]
-    if isinstance(tfms, Pipeline): return Pipeline(tfms.fs.map(own), split_idx=tfms.split_idx)
-    return L(tfms).map(own)
+def _is_recipe(f): return isinstance(f, DatasetStats) and not f.fixed
 
-def _with_copies(kwargs, copies):
-    "`kwargs` of a loader with a copy in place of each recipe among its batch transforms"
-    return {k: _copies_of(v, copies) if k.endswith('after_batch') and v is not None else v for k,v in kwargs.items()}
+def _with_copies(tfms, do_setup):
+    "Batch transforms `tfms` with a copy in place of each recipe, and the pairs (recipe, copy) that are to be set up"
+    fs = tfms.fs if isinstance(tfms, Pipeline) else L(tfms)
+    if not any(map(_is_recipe, fs)): return tfms,[]
+    pairs = [(f, f._for_loader(do_setup)) if _is_recipe(f) else (f, f) for f in fs]
+    new = [mine for _,mine in pairs]
+    if isinstance(tfms, Pipeline): new = Pipeline(new, split_idx=tfms.split_idx)
+    return new, [(f, mine) for f,mine in pairs if do_setup and _is_recipe(f)]
 
-def _gives_copies(dataloaders):
-    "fastai's `dataloaders`, with a copy for these loaders in place of each recipe"
-    @wraps(dataloaders)
-    def _inner(self, *args, dl_kwargs=None, **kwargs):
-        copies = []
-        kwargs = _with_copies(kwargs, copies)
-        if dl_kwargs is not None: dl_kwargs = [_with_copies(o, copies) for o in dl_kwargs]
-        try: return dataloaders(self, *args, dl_kwargs=dl_kwargs, **kwargs)
+def _gives_copies(init):
+    "fastai's `TfmdDL.__init__`, with a copy for the loader in place of each recipe"
+    @wraps(init)
+    def __init__(self, dataset, bs=64, shuffle=False, num_workers=None, verbose=False, do_setup=True, **kwargs):
+        pairs = []
+        if kwargs.get('after_batch') is not None:
+            kwargs['after_batch'],pairs = _with_copies(kwargs['after_batch'], do_setup)
+        try: init(self, dataset, bs, shuffle, num_workers, verbose, do_setup, **kwargs)
         finally:
-            for recipe,mine in copies: recipe._learn_from(mine)
-    return _inner
+            for recipe,mine in pairs: recipe._learn_from(mine)
+    return __init__
 
-FilteredBase.dataloaders = _gives_copies(FilteredBase.dataloaders)
+TfmdDL.__init__ = _gives_copies(TfmdDL.__init__)
 
 # %% ../nbs/13_transform.ipynb #64004132
 @patch
-def _for_loaders(self:DatasetStats):
-    "A copy for the loaders that are about to be made, which knows the earlier fits"
+def _for_loader(self:DatasetStats, do_setup):
+    "A copy for a loader, which knows the earlier fits; without a set-up the one that the last loader got"
+    if not do_setup and self._given is not None: return self._given
     res = copy(self)
     res._fits,res.ledger,res.get_items = self._fits,self.ledger,self.get_items  # which copying leaves out
     return res
@@ -244,15 +245,16 @@ def _for_loaders(self:DatasetStats):
 @patch
 def _learn_from(self:DatasetStats, mine):
     "Take over what `mine`, a copy in loaders, was fitted with; the copy keeps it for good"
-    if mine.fixed or mine.choice is None: return
+    if mine.choice is None: return
     for k in ('mean', 'std', 'scheme', 'choice', 'ledger', '_fits', '_train_signs'): setattr(self, k, getattr(mine, k))
     mine.mean,mine.std = mine.mean.clone(),mine.std.clone()
     mine.fixed,mine._fits = True,()
+    self._given = mine
 
 @patch
 def installed(self:DatasetStats):
     "A copy with these numbers for good: setting it up on other loaders changes nothing"
-    res = self._for_loaders()
+    res = self._for_loader(do_setup=True)
     res.mean,res.std,res.fixed,res._fits = self.mean.clone(),self.std.clone(),True,()
     return res
 
@@ -261,7 +263,7 @@ def _all_of(pipe):
     "The transforms of a pipeline, also of one that is being set up, which has them all by name"
     if not isinstance(pipe, Pipeline): return []
     named = [o for v in vars(pipe).values() for o in L(v) if isinstance(o, Transform)]
-    return named + [f for f in pipe.fs if not any(f is o for o in named)]
+    return list({id(o): o for o in [*named, *pipe.fs]}.values())
 
 def _check_place(tfm, loader):
     "Refuse to be set up on what is no loader, among item transforms, or beside another Normalize"
@@ -295,7 +297,7 @@ def setup(self:DatasetStats, items=None, train_setup=False):
         raise RuntimeError(f"measuring failed: {type(e).__name__}: {e}") from e
 
 @patch
-def setups(self:DatasetStats, dl:DataLoader):
+def _set_up(self:DatasetStats, dl):
     "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
     if self.fixed or self._fits and _is_valid_loader(dl, self._train_signs): return
     if _is_valid_loader(dl):
