@@ -11,6 +11,7 @@ import argparse, os, re, sys, tempfile, warnings
 from collections import Counter
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from fnmatch import fnmatch
 from pathlib import Path
 
 # %% ../nbs/55_cli.ipynb #5f4c1b02
@@ -58,34 +59,44 @@ def _positive(s):
 
 # %% ../nbs/55_cli.ipynb #5f4c1b19
 _schemes = ('zscore', 'minmax', 'clip-zscore', 'image-zscore', 'lrn')  # those of `schemes`, which would import torch
+_words = "auto, custom, custom-image, imagenet, pretrained, or a model's name"
 _default = ' (default: %(default)s)'
 
-def _size_option(p, default=224, text=_default):
-    p.add_argument('--size', type=_positive, default=default, help=f'images are squished to SIZE x SIZE pixels{text}')
+def _option(p, name, text, default=None, type=_name, **kwargs):
+    "An option with a value, whose help says the default"
+    said = '' if default is None else _default
+    p.add_argument(f'--{name}', type=type, default=default, help=text+said, **kwargs)
+
+def _flag(p, name, text): p.add_argument(f'--{name}', action='store_true', help=text)
+
+def _size_option(p, default=224, text=''):
+    _option(p, 'size', f'images are squished to SIZE x SIZE pixels{text}', default, _positive)
 
 def _group_option(p, what):
-    p.add_argument('--group', type=_name, metavar='REGEX',
-                   help="what says the patient (volume, slide) in a path below PATH, e.g. 'person[0-9]+': "+what)
+    _option(p, 'group', "what says the patient (volume, slide) in a path below PATH, e.g. 'person[0-9]+': "+what,
+            metavar='REGEX')
+
+def _plot_option(p, what): _option(p, 'plot', f'write the {what} to this picture file (.png, .pdf, .svg)')
+def _glob_option(p): _option(p, 'glob', "only files whose name is like this, e.g. '*.bmp'", metavar='PATTERN')
 
 # %% ../nbs/55_cli.ipynb #5f4c1c21
-def _plot_option(p, what):
-    p.add_argument('--plot', type=_name, help=f'write the {what} to this picture file (.png, .pdf, .svg)')
-
 def _fit_options(p, size=224):
     "The options of `fit`, which `demo` has as well"
-    p.add_argument('--model', help="model whose statistics are weighed: a name that `normstats models` knows "
-                   "(default: ImageNet's)")
+    _option(p, 'stats', f"which statistics to use: {_words}", 'auto', metavar='WORD')
+    _option(p, 'model', "model whose statistics are weighed: a name that `normstats models` knows "
+            "(default: ImageNet's)", type=str)
+    _flag(p, 'scratch', 'the network starts from random weights: there are no statistics to match')
+    _flag(p, 'frozen', "the network's body stays as it is: it wants the numbers that it was trained with")
     _size_option(p, size)
     g = p.add_mutually_exclusive_group()
-    g.add_argument('--valid-pct', type=_share, default=.2,
-                   help=f'share of images kept for validation and not opened{_default}')
-    g.add_argument('--train-folder', type=_name, help='measure the images below this folder of PATH, open no others')
-    p.add_argument('--tol', type=float, default=.01, help='stop once mean and std are known to TOL times the std; '
-                   f'0 measures every training image{_default}')
-    p.add_argument('--no-cache', action='store_true', help='measure anew, and keep nothing in the cache folder')
-    p.add_argument('--seed', type=int, default=0, help=f'of the split and of the pass{_default}')
-    p.add_argument('--scheme', choices=_schemes, default='zscore', help=f'how to normalise{_default}')
-    p.add_argument('--out', type=_name, help='write the choice to this JSON file, for `normstats show`')
+    _option(g, 'valid-pct', 'share of images kept for validation and not opened', .2, _share)
+    _option(g, 'train-folder', 'measure the images below this folder of PATH, open no others')
+    _option(p, 'tol', 'stop once mean and std are known to TOL times the std; 0 measures every training image', .01,
+            float)
+    _flag(p, 'no-cache', 'measure anew, and keep nothing in the cache folder')
+    _option(p, 'seed', 'of the split and of the pass', 0, int)
+    _option(p, 'scheme', 'how to normalise', 'zscore', str, choices=_schemes)
+    _option(p, 'out', 'write the choice to this JSON file, for `normstats show`')
     _plot_option(p, 'histograms')
 
 # %% ../nbs/55_cli.ipynb #5f4c1b20
@@ -94,9 +105,10 @@ def _check_options(p):
     p.add_argument('path', metavar='PATH', type=_name,
                    help='folder of the images to check, searched with its subfolders')
     _size_option(p, None, ' (default: as when FILE was measured, else 224)')
-    p.add_argument('--by-folder', action='store_true', help='each folder of images on its own')
+    _glob_option(p)
+    _flag(p, 'by-folder', 'each folder of images on its own')
     _group_option(p, 'what is chance then counts patients, not images')
-    p.add_argument('--tol', type=float, default=.01, help=f'as in `fit`{_default}')
+    _option(p, 'tol', 'as in `fit`', .01, float)
     _plot_option(p, 'comparison')
 
 # %% ../nbs/55_cli.ipynb #5f4c1c22
@@ -104,21 +116,20 @@ def _compare_options(p):
     "The options of `compare`"
     p.add_argument('path', metavar='PATH', type=_name,
                    help='folder of images; the folder that an image lies in is its class')
-    p.add_argument('--stats', nargs='+', default=['imagenet', 'custom'], metavar='NAME',
-                   help="candidates, the reference first: imagenet, custom, custom-image, pretrained, auto, a model's "
-                        "name (default: imagenet custom)")
-    p.add_argument('--model', default='resnet18', help=f'torchvision network to train{_default}')
-    p.add_argument('--scratch', action='store_true', help='start from random weights instead of pretrained ones')
+    p.add_argument('--stats', nargs='+', default=['imagenet', 'custom'], metavar='WORD',
+                   help=f"candidates, the reference first: {_words} (default: imagenet custom)")
+    _option(p, 'model', 'torchvision network to train', 'resnet18', str)
+    _flag(p, 'scratch', 'start from random weights instead of pretrained ones')
     _size_option(p)
-    p.add_argument('--epochs', type=_positive, default=3, help=f'of each training{_default}')
-    p.add_argument('--folds', type=_positive, default=5, help=f'of the cross-validation{_default}')
-    p.add_argument('--seeds', type=_positive, default=1, help=f'times that the cross-validation is repeated{_default}')
+    _glob_option(p)
+    _option(p, 'epochs', 'of each training', 3, _positive)
+    _option(p, 'folds', 'of the cross-validation', 5, _positive)
+    _option(p, 'seeds', 'times that the cross-validation is repeated', 1, _positive)
     _group_option(p, 'never in training and validation both')
-    p.add_argument('--positive', type=_name, metavar='CLASS',
-                   help='of two classes, the one to find (default: the last by name)')
-    p.add_argument('--bs', type=_positive, default=64, help=f'images a batch{_default}')
-    p.add_argument('--folder', type=_name, help='keep finished runs in this folder and do not make them again')
-    p.add_argument('--out', type=_name, help='write everything to this JSON file, for `Comparison.load`')
+    _option(p, 'positive', 'of two classes, the one to find (default: the last by name)', metavar='CLASS')
+    _option(p, 'bs', 'images a batch', 64, _positive)
+    _option(p, 'folder', 'keep finished runs in this folder and do not make them again')
+    _option(p, 'out', 'write everything to this JSON file, for `Comparison.load`')
     _plot_option(p, 'comparison')
 
 # %% ../nbs/55_cli.ipynb #3be7d559
@@ -141,6 +152,7 @@ def _parser():
     of = {k: sub.add_parser(k, help=v) for k,v in _about.items()}
     of['fit'].add_argument('path', metavar='PATH', type=_name, help='folder of images, searched with its subfolders')
     _fit_options(of['fit'])
+    _glob_option(of['fit'])
     _group_option(of['fit'], 'how well the numbers are known then counts patients, not images')
     for k in ('show', 'check'):
         of[k].add_argument('file', metavar='FILE', type=_name,
@@ -154,39 +166,49 @@ def _parser():
     _compare_options(of['compare'])
     of['cache'].add_argument('--clear', action='store_true', help='remove them all')
     _fit_options(of['demo'], size=64)
-    of['demo'].set_defaults(plot='normstats-demo.png', group=None)
+    of['demo'].set_defaults(plot='normstats-demo.png', group=None, glob=None)
     return p
 
 # %% ../nbs/55_cli.ipynb #5f0bf276
 _dicom = ('.dcm', '.dicom')
 
-def _images(path, also=_dicom):
-    "All image files below `path`; an unreadable folder is an error, where `get_image_files` would pass it over"
+def _files(path):
+    "All files below `path` but hidden ones, in order; an unreadable folder is an error"
     def stop(e): raise CliError(f"cannot read folder {e.filename}: {e.strerror}")
+    for d,subs,files in os.walk(path, onerror=stop):
+        subs.sort()
+        yield from (Path(d)/f for f in sorted(files) if not f.startswith('.'))
+
+def _images(path, glob=None, also=_dicom):
+    "All image files below `path`, or those that `glob` names"
     if not path.exists(): raise CliError(f"no such folder: {path}")
     if not path.is_dir(): raise CliError(f"not a folder: {path} (give the folder that holds the images)")
-    from fastai.data.transforms import image_extensions
-    found = [Path(d)/f for d,subs,files in os.walk(path, onerror=stop) if not subs.sort() for f in sorted(files)
-             if not f.startswith('.') and Path(f).suffix.lower() in {*image_extensions, *also}]
+    if glob: found = [f for f in _files(path) if fnmatch(f.name, glob)]
+    else:
+        from fastai.data.transforms import image_extensions
+        found = [f for f in _files(path) if f.suffix.lower() in {*image_extensions, *also}]
     if found: return found
-    kinds = '.jpg, .png, .tif' + ', .dcm'*bool(also)
+    kinds = glob or '.jpg, .png, .tif' + ', .dcm'*bool(also)
     raise CliError(f"no images in {path}: looked for files like {kinds} there and in its subfolders")
 
 # %% ../nbs/55_cli.ipynb #5f4c1c24
+def _is_deep(file, n_channels):
+    "Does this one file, of which `n_channels` are wanted, hold more than 8 bits of one channel?"
+    from PIL import Image
+    try:
+        with Image.open(file) as im: return im.mode[0] in 'IF' and n_channels in (None, 1)
+    except (OSError, SyntaxError, ValueError, AttributeError): return False  # the measurement will name it
+
 def _block(items, first, n_channels=None):
     "How to load these files, told by the `first` that is read, and a word on it: DICOM and deep files in their units"
     from fastai.vision.core import PILImage, PILImageBW
     from fastai.vision.data import ImageBlock
-    from PIL import Image
     from fastai_normstats.images import FloatImageBlock, PILDicomFloat
     n = sum(f.suffix.lower() in _dicom for f in items)
     if 0<n<len(items):
         raise CliError(f"{n:,} of the {len(items):,} images are DICOM, the others are not: give a folder of one kind")
     if n: return FloatImageBlock(PILDicomFloat), ' (DICOM, in the units of the files)'
-    try:
-        with Image.open(first) as im: deep = im.mode[0] in 'IF' and n_channels in (None, 1)
-    except (OSError, SyntaxError, ValueError, AttributeError): deep = False  # the measurement will name it
-    if deep: return FloatImageBlock(), ' (more than 8 bits, in the units of the files)'
+    if _is_deep(first, n_channels): return FloatImageBlock(), ' (more than 8 bits, in the units of the files)'
     return ImageBlock(PILImageBW if n_channels==1 else PILImage), ''
 
 # %% ../nbs/55_cli.ipynb #5f4c1c25
@@ -229,22 +251,36 @@ def _warned():
     ours = [w for w in said if issubclass(w.category, UserWarning) and w.filename.startswith(mine)]
     res += dict.fromkeys(f"warning: {w.message}" for w in ours)
 
+# %% ../nbs/55_cli.ipynb #a57134ae
+def _step(text):
+    "Say what is done next, where no bar says it"
+    if _is_terminal(): return
+    try: _say(f'{text} ...')
+    except CliError: pass  # a full disk stops the result, not the work
+
+
+def _blocks_of(block, splitter, size):
+    "A DataBlock of one image an item, squished to a square"
+    from fastai.data.block import DataBlock
+    from fastai.vision.augment import Resize
+    return DataBlock(block, n_inp=1, splitter=splitter, item_tfms=Resize(size, method='squish'))
+
 # %% ../nbs/55_cli.ipynb #213604c1
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats`: the choice, and what was warned of that does not stand in it"
-    items = _images(path)
-    from fastai.data.block import DataBlock
-    from fastai.vision.augment import Resize
+    items = _images(path, args.glob)
     import fastai_normstats.block
     splitter = _splitter(args, path)
     train = splitter(items)[0]
     block,how = _block(items, items[train[0]] if len(train) else None)
-    db = DataBlock(block, n_inp=1, splitter=splitter, item_tfms=Resize(args.size, method='squish'))
     groups = _groups(args, path, items, train)
     _say(f"{len(items):,} images in {name}{how}")
+    _step(f"measuring the {len(train):,} training images")
     with _warned() as said:
-        db.fit_stats(items, model=args.model, groups=groups, tol=args.tol, seed=args.seed, cache=not args.no_cache,
-                     scheme=args.scheme, measure=args.scheme=='lrn', verbose=_is_terminal(), num_workers=_workers())
+        db = _blocks_of(block, splitter, args.size)
+        db.fit_stats(items, model=args.model, stats=args.stats, pretrained=not args.scratch, frozen=args.frozen,
+                     groups=groups, tol=args.tol, seed=args.seed, cache=not args.no_cache, scheme=args.scheme,
+                     measure=args.scheme=='lrn', verbose=_is_terminal(), num_workers=_workers())
     told = {f"warning: {w}" for w in db.stats_choice.warnings}
     return db.stats_choice,[w for w in said if w not in told]
 
@@ -340,22 +376,26 @@ def _size_of(choice, args):
     raise CliError(f"{args.file} was measured on images of {was}, and `check` makes squares: say which `--size`")
 
 # %% ../nbs/55_cli.ipynb #5f4c1c29
+def _loaders(choice, args, items):
+    "Loaders of all `items` as training images, normalised with `choice`"
+    n_channels = choice.measured.n_channels if choice.measured is not None else len(choice.stats.mean)
+    block,_ = _block(items, items[0], n_channels)
+    db = _blocks_of(block, lambda o: (range(len(o)), []), _size_of(choice, args))
+    dls = db.dataloaders(items, bs=min(64, len(items)), num_workers=_workers())
+    dls.fit_stats(stats=choice, cache=False, verbose=False)
+    return dls
+
 def _cmd_check(args):
     "Measure the folder like a validation set, print the comparison; 3 if anything has drifted"
     from fastai_normstats.choice import StatsChoice
-    choice,items = StatsChoice.load(args.file),_images(Path(args.path))
+    choice,items = StatsChoice.load(args.file),_images(Path(args.path), args.glob)
     _check_outputs(plot=args.plot)
     groups = _groups(args, Path(args.path), items, range(len(items)))
-    from fastai.data.block import DataBlock
-    from fastai.vision.augment import Resize
     import fastai_normstats.block, fastai_normstats.drift
-    n_channels = choice.measured.n_channels if choice.measured is not None else len(choice.stats.mean)
-    db = DataBlock(_block(items, items[0], n_channels)[0], n_inp=1, splitter=lambda o: (range(len(o)), []),
-                   item_tfms=Resize(_size_of(choice, args), method='squish'))
-    dls = db.dataloaders(items, bs=min(64, len(items)), num_workers=_workers())
-    dls.fit_stats(stats=choice, cache=False, verbose=False)
+    dls = _loaders(choice, args, items)
     by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
     against = 'used' if choice.measured is None else 'train'
+    _step(f"measuring {len(items):,} images")
     with _warned() as said:
         df = dls.check_stats(dls.train, by=by, groups=groups, against=against, tol=args.tol, verbose=_is_terminal())
     _say(*said)
@@ -444,7 +484,10 @@ def _compare(args, items):
     groups = _groups(args, Path(args.path), items, range(len(items)))
     arch,pretrained = _builder(args.model, not args.scratch),not args.scratch
     db = DataBlock((ImageBlock, CategoryBlock), get_y=parent_label, item_tfms=Resize(args.size, method='squish'))
-    return compare_stats(db, items, lambda dls: vision_learner(dls, arch, pretrained=pretrained), stats=args.stats,
+    def learner(dls):
+        _step(f"training with {dls.stats_choice.stats.name} statistics on {len(dls.train_ds):,} images")
+        return vision_learner(dls, arch, pretrained=pretrained)
+    return compare_stats(db, items, learner, stats=args.stats,
                          seeds=args.seeds, folds=args.folds, groups=groups, epochs=args.epochs, folder=args.folder,
                          fit=Learner.fit_one_cycle if args.scratch else Learner.fine_tune, positive=args.positive,
                          model=None if args.scratch else arch, pretrained=pretrained, bs=args.bs,
@@ -453,7 +496,7 @@ def _compare(args, items):
 # %% ../nbs/55_cli.ipynb #5f4c1c32
 def _cmd_compare(args):
     "Compare, print the verdict and the table, write what was asked for; 1 if no run finished"
-    items = _images(Path(args.path), also=())
+    items = _images(Path(args.path), args.glob, also=())
     _check_outputs(args.out, args.plot)
     classes = Counter(f.parent.name for f in items)
     _say(f"{len(items):,} images in {args.path}: {', '.join(f'{n:,} {k}' for k,n in sorted(classes.items()))}")

@@ -412,3 +412,49 @@ def test_fit_passes_on_warnings_that_the_choice_does_not_hold(tmp_path, normstat
     out = normstats('fit', image_folder(tmp_path/'images', n=12), '--size', 16, '--out', tmp_path/'s.json')
     assert out.count('warning: cannot keep the measurement') == 1, out
     for w in StatsChoice.load(tmp_path/'s.json').warnings: assert out.count(w) == 1
+
+@pytest.mark.parametrize('word,kind', [('custom', 'custom'), ('imagenet', 'imagenet'), ('custom-image', 'custom'),
+                                       ('pretrained', None),
+                                       ('rad-dino', None)])
+def test_fit_with_stats(tmp_path, normstats, word, kind):
+    "`--stats` is what `stats=` takes as text"
+    folder = image_folder(tmp_path/'images', n=24)
+    normstats('fit', folder, '--size', 16, '--no-cache', '--stats', word, '--out', tmp_path/'s.json')
+    choice = StatsChoice.load(tmp_path/'s.json')
+    assert choice.rule=='given' and (kind is None or choice.kind==kind)
+
+def test_fit_with_no_such_stats(tmp_path, normstats):
+    assert 'costum' in normstats('fit', image_folder(tmp_path/'images', n=24), '--size', 16, '--no-cache', '--stats',
+                                 'costum', status=1)
+
+@pytest.mark.parametrize('option,rule', [('--scratch', 'scratch'), ('--frozen', 'frozen')])
+def test_fit_says_what_the_network_is(tmp_path, normstats, option, rule):
+    folder = image_folder(tmp_path/'images', n=24)
+    normstats('fit', folder, '--size', 16, '--no-cache', option, '--out', tmp_path/'s.json')
+    assert StatsChoice.load(tmp_path/'s.json').rule==rule
+
+@pytest.mark.parametrize('command', ['fit', 'check'])
+def test_glob(tmp_path, normstats, command):
+    "Only the files that are named so, whatever their ending"
+    folder = image_folder(tmp_path/'images', n=24)
+    for i,f in enumerate(sorted(folder.rglob('*.png'))):
+        if i%2: f.rename(f.with_name(f'scan{i}.raw1'))
+    first = ['fit', folder, '--size', 16, '--no-cache', '--out', tmp_path/'s.json']
+    if command=='check':
+        normstats(*first)
+        first = ['check', tmp_path/'s.json', folder]
+        out = normstats(*first, '--glob', 'scan*', status=0)
+        assert '12 images in' in out
+    else:
+        assert '12 images in' in normstats(*first) and '12 images in' in normstats(*first, '--glob', '*.raw1')
+    assert 'files like *.bmp' in normstats(*first, '--glob', '*.bmp', status=1)
+
+def test_a_line_a_step_where_nobody_watches(tmp_path, normstats):
+    "No carriage returns of a progress bar"
+    folder = image_folder(tmp_path/'images', n=24)
+    out = normstats('fit', folder, '--size', 16, '--no-cache', '--valid-pct', .25, '--out', tmp_path/'s.json')
+    assert out.splitlines()[1]=='measuring the 18 training images ...' and '\r' not in out
+    assert 'measuring 24 images ...' in normstats('check', tmp_path/'s.json', folder)
+    out = normstats('compare', folder, '--scratch', '--size', 32, '--folds', 2, '--epochs', 1, '--bs', 8)
+    assert len(re.findall(r'^training with (imagenet|custom) statistics on 12 images \.\.\.$', out,
+                          re.M))==4 and '\r' not in out

@@ -209,8 +209,8 @@ def test_table_is_the_corrected_paired_t_interval(comparison):
         wide = comparison.runs.pivot_table(index=['seed', 'fold'], columns='candidate', values=m)
         d = (wide['custom']-wide['imagenet']).to_numpy()
         n,row = len(d),table.loc[m, 'custom']
-        # three folds: half as many test as training images
-        half = student.ppf(.975, n-1)*math.sqrt((1/n+.5)*d.var(ddof=1))
+        half = student.ppf(.975, n-1)*math \
+            .sqrt((1/n+.5)*d.var(ddof=1))  # three folds: half as many test as training images
         np.testing.assert_allclose([row['mean'], row['diff'], row.ci_low, row.ci_high, row.n],
                                    [wide['custom'].mean(), d.mean(), d.mean()-half, d.mean()+half, 6], rtol=1e-9,
                                    atol=1e-12)
@@ -264,16 +264,16 @@ def made_up(d, n_splits=9):
     return Comparison(records, dict(candidates=['a', 'b'], classes=['no', 'yes'], n_splits=n_splits))
 
 def test_verdicts():
-    # precision 1, recall .85 and .75
-    assert made_up([.1]*4).table('f1')['diff'][1]==pytest.approx(2*.85/1.85-2*.75/1.75)
+    assert made_up([.1]*4).table('f1')['diff'][1] \
+        ==pytest.approx(2*.85/1.85-2*.75/1.75)  # precision 1, recall .85 and .75
     assert 'b is better than a' in made_up([.1, .11, .12, .1]).verdict
     assert 'b is worse than a' in made_up([-.1, -.11, -.12, -.1]).verdict
     equal = made_up([.1, .1, .1]).verdict  # the same each time: no spread to judge by
     assert 'cannot be told from equal numbers' in equal and 'better' not in equal
     none = made_up([.1, -.1, .08, -.08]).verdict
     assert 'No difference seen between b and a' in none and 'would have been seen four times out of five' in none
-    # where less is better
-    assert 'b is better than a: valid_loss -' in made_up([.1, .11, .12, .1]).verdict_on('valid_loss')
+    assert 'b is better than a: valid_loss -' in made_up([.1, .11, .12, .1]) \
+        .verdict_on('valid_loss')  # where less is better
     assert 'One pair of runs says nothing of chance' in made_up([.1]).verdict
     assert 'No difference at all' in made_up([0., 0.]).verdict
     assert 'share one split' in made_up([.1, .11], n_splits=1).verdict
@@ -724,3 +724,21 @@ def test_command_where_every_run_fails(folder, tmp_path, capsys, monkeypatch):
                  str(tmp_path/'c.png')])==1
     assert 'no run finished, the first failed with RuntimeError: no more memory' in capsys.readouterr().err
     assert not (tmp_path/'c.png').exists()
+
+def test_segmentation_is_refused_in_a_sentence(tmp_path):
+    "Before any mask is looked at for its pixels, and with what to expect"
+    from fastai.vision.all import MaskBlock
+    def mask(i): return (np.random.default_rng(i).random((8, 8))>.5).astype(np.uint8)
+    def grey(i): return np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    block = DataBlock((ImageBlock, MaskBlock), get_x=grey, get_y=mask)
+    with pytest.raises(TypeError, match=r'classification, and these targets are masks \(PILMask\): segmentation, with '
+                                        r'Dice.*later'):
+        compare_stats(block, range(12), lambda dls: None, num_workers=0, verbose=False)
+
+def test_tables_print_whole(comparison):
+    "The ends of the intervals are not dropped from the middle, and the columns stay numbers"
+    for df in (comparison.table(), comparison.by_recall()):
+        with pd.option_context('display.width', 40, 'display.max_columns', 4): head = str(df).splitlines()[0].split()
+        assert head==list(df.columns) and {'ci_low', 'ci_high'}<={*head}
+        assert df[['diff', 'ci_low', 'ci_high']].dtypes.eq(float).all()
+    assert str(comparison.table()) in repr(comparison)

@@ -16,7 +16,7 @@ from fastai.vision.all import (ColReader, RandomErasing, TensorCategory, TensorI
                                imagenet_stats)
 
 from fastai_normstats.all import DatasetStats, choose_stats, plot_batch, plot_before_after, plot_drift, plot_unusual
-from fastai_normstats.view.kit import house_look
+from fastai_normstats.view.kit import candidate_colors, house_look
 from fastai_normstats.running import RunningStats
 
 N,TRAIN = 20,16
@@ -115,7 +115,7 @@ KNOWN = .05+1/120
 
 def near(ax):
     "What cut-off bins are said to hold: value → share"
-    found = [re.fullmatch(r'(\d+)% near (\S+)', t) for t in texts(ax)]
+    found = [re.fullmatch(r'(\d+)% of pixels near (\S+)', t) for t in texts(ax)]
     return {float(o[2]): int(o[1])/100 for o in found if o}
 
 def test_choice_cuts_off_and_labels_what_towers():
@@ -646,6 +646,54 @@ def test_drift(n):
         assert names(ax)==([] if i%2 else ['GE (n=400)', 'SIEMENS (n=300)', 'PHILIPS (n=9)'])
         assert len({o.lines[0].get_marker() for o in ax.containers})==3, 'not told by colour alone'
     assert len(plot_drift(drift(3, alike=True)))==2
+
+@pytest.mark.parametrize('n_drifted', [0, 5, 60])
+def test_drift_of_many_groups(n_drifted):
+    "At most 40 rows a panel, the drifted ones among them, in the order of the table; what is left out is said"
+    names_ = [f'site {i:03}' for i in range(100)]
+    off = {*names_[7:7+n_drifted]}
+    one = drift(3).query("group=='GE'")
+    df = pd.concat([one.assign(group=g, verdict='drifted' if g in off and c==1 else 'alike') for g in names_
+                    for c in [1]])
+    axs = plot_drift(df)
+    shown_ = [t.split(' (')[0] for t in names(axs[0])]
+    assert len(shown_)==40 and shown_==sorted(shown_)
+    assert {*shown_}<=off if n_drifted>=40 else off<={*shown_}
+    left = f'{n_drifted-40} of them drifted' if n_drifted>40 else 'none of them drifted'
+    assert axs[0].figure.get_supxlabel()==f'60 of 100 groups are not shown, {left}'
+    assert axs[0].figure.get_figheight()<80
+    given = new_axes(1, len(axs))[0]
+    assert plot_drift(df, axs=given)[-2].get_xlabel().endswith(left)
+
+BLUE,ORANGE = '#0072B2','#E69F00'
+
+def test_one_colour_a_candidate():
+    "In every picture, whatever other candidates there are"
+    a,b = candidate_colors(['custom', 'imagenet', 'rad-dino']),candidate_colors(['rad-dino', 'imagenet'])
+    assert (a['custom'], a['imagenet'], a['rad-dino'])==(BLUE, ORANGE, b['rad-dino'])
+    assert len({*candidate_colors([f'model {i}' for i in range(12)]).values()})==12
+    rgb = matplotlib.colors.to_rgb
+    dls = loaders()
+    for ax in dls.stats_choice.plot():
+        assert [rgb(o.lines[0].get_color()) for o in ax.containers]==[rgb(BLUE), rgb(ORANGE)]
+    for (_,),color in zip(plot_batch(dls, n=1),
+                          (ORANGE, BLUE)): assert rgb(_.spines['left'].get_edgecolor())==rgb(color)
+    left,_ = plot_before_after(loaders(1))
+    assert rgb(left.containers[0].lines[0].get_color())==rgb(BLUE)
+    verdicts = {o.lines[0].get_color() for ax in plot_drift(drift()) for o in ax.containers}
+    assert not verdicts & {BLUE, ORANGE}
+
+def test_no_line_crosses_a_number():
+    "A number has a ground that hides what lies behind it, no bar runs through it, and no other text"
+    for ax in [*loaders(3, grey_as_rgb).stats_choice.plot(), *plot_before_after(loaders())]:
+        ax.figure.canvas.draw()
+        boxes = [t.get_window_extent() for t in ax.texts]
+        assert boxes and all(t.get_bbox_patch().get_alpha() in (None, 1) for t in ax.texts)
+        assert min(t.get_zorder() for t in ax.texts)>max(o.get_zorder() for o in ax.lines+ax.collections)
+        bars_ = [ax.transData.transform(o.lines[0].get_xydata())[0,1] for o in ax.containers]
+        for k,box in enumerate(boxes):
+            assert not any(box.y0<y<box.y1 for y in bars_)
+            assert not any(box.overlaps(o) for o in boxes[k+1:])
 
 def drawn():
     "Each picture as a function of loaders and axes, and how many axes it takes"
