@@ -211,7 +211,8 @@ def main(images, out, repeats):
     out.mkdir(exist_ok=True)
     df.to_csv(out/'results.csv', index=False, float_format='%.5g')
     note = (f"Two runs, side by side (the second under `(2)`). Medians over {repeats} interleaved turns ± half of the "
-            f"interquartile range; a ratio is the quotient of the medians shown, to the first of its block. {machine()}.")
+            f"interquartile range; a ratio is the quotient of the medians shown, to the first of its block. "
+            f"{machine()}.")
     (out/'results.md').write_text(f"{markdown(df)}\n\n{note}\n", encoding='utf-8')
     print((out/'results.md').read_text(encoding='utf-8'))
 

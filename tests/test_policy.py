@@ -195,7 +195,8 @@ def test_a_partial_measurement_with_groups():
     totals = np.stack([d[[o==g for o in whose]].sum((0, 2)) for g in sorted(set(whose))])
     se = np.sqrt(G/(G-1)*(totals**2).sum(0))/(n*8)
     half = (t.ppf(.975, G-1)*np.sqrt(1-G/2000)*se/x.std((0, 2))).max()
-    assert f"(measured on {n} of 5,000 images, 60 of 2,000 patients, mean known to ±{100*half:.2g} % of σ, std to ±" in c.why
+    read = f"measured on {n} of 5,000 images, 60 of 2,000 patients"
+    assert f"({read}, mean known to ±{100*half:.2g} % of σ, std to ±" in c.why
     assert [w for w in c.warnings if f'rest on {n} of 5,000 images' in w]  # ±5 % of σ and more
 
 def test_one_group():
