@@ -1,4 +1,4 @@
-"Run by test_distributed.py on several processes: fits, and writes what each rank got to FOLDER/RANK.json"
+"Run by test_ranks.py on several processes: fits, and writes what each rank got to FOLDER/RANK.json"
 
 import json,random,sys,time
 from pathlib import Path

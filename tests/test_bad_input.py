@@ -518,6 +518,7 @@ def start(*args, code='from fastai_normstats.cli import main; raise SystemExit(m
 
 def ended(p): return (*p.communicate(), p.returncode)
 
+@pytest.mark.slow
 def test_real_command(tmp_path):
     "Nothing from worker processes, libraries or the interpreter gets onto stderr either"
     path = folder(tmp_path, n=12)

@@ -60,6 +60,7 @@ def test_says_so(folder, capsys):
     block(splitter=IndexSplitter(range(1, 24, 4))).fit_stats(folder, stats='custom', **small)
     assert '12 of 18 images are known' in capsys.readouterr().out
 
+@pytest.mark.slow
 def test_two_processes_at_once(folder):
     "Both measure, or one takes what the other has kept: the numbers are the same, and one entry a case stays"
     here = folder.parent
@@ -215,6 +216,7 @@ def test_whole_measurement(sixty):
     again,k = reading(sixty)
     assert n==look+60 and k==look and same_ledger(again, m)
 
+@pytest.mark.slow
 def test_five_folds(tmp_path):
     "Little more than one pass over all images, looks included; and to the bit what each fold would give by itself"
     fs,total = files(image_folder(tmp_path/'many', n=600, size=8)),0
@@ -438,6 +440,7 @@ def test_damaged_entry(folder, passes, cache_home, name):
 elsewhere = [k for k in [*faults, *forgeries] if k not in ('folder', 'rows beyond',
     'other keys')]  # these say nothing of other sets
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', elsewhere)
 def test_damaged_entry_of_another_fold(sixty, cache_home, name):
     "Its rows are not taken, and the pass goes on"
@@ -545,6 +548,7 @@ def test_folders_that_cannot_be(folder, cache):
     with pytest.warns(UserWarning, match='cannot keep the measurement'): choice = fit(folder, dict(cache=cache))
     assert choice.measured.n_images==18
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_killed_while_writing(tmp_path):
     "100 processes that write the same entry over and over, killed at random moments: what is read is whole, or nothing"

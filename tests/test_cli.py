@@ -204,6 +204,7 @@ def test_encodings(tmp_path, streams, encoding):
     status,said,err = streams(encoding, 'fit', tmp_path/'ähnlich σ')
     assert (status, said, len(err.splitlines()))==(1, '', 1) and 'no such folder' in err
 
+@pytest.mark.slow
 def test_encoding_of_compare(tmp_path, streams, monkeypatch):
     "The result is written although a class has a name that the stream does not know"
     folder = image_folder(tmp_path/'images', n=24, classes=('gesund', 'lungenentzündung σ'))
@@ -242,6 +243,7 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
 
 start = f'{sys.executable} -W ignore -c "from fastai_normstats.cli import main; raise SystemExit(main())"'
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['{} >&-', '{} >&- 2>&-', '{{ sleep 1; exec {}; }} | true; exit ${{PIPESTATUS[0]}}'],
     ids=['closed', 'both closed', 'broken pipe'])
 def test_nobody_reads(tmp_path, how):
@@ -252,6 +254,7 @@ def test_nobody_reads(tmp_path, how):
     assert (res.returncode, res.stdout, res.stderr)==(0, '', '')
     assert StatsChoice.load(tmp_path/'s.json').n_images==10 and (tmp_path/'p.png').stat().st_size>5000
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how,status', [('{} >&-', 3), ('{} > /dev/full', 1)], ids=['closed', 'full'])
 def test_status_of_check_where_nobody_reads(tmp_path, how, status):
     "Drift is told by the status alone; a full disk is an error in one line, also when the interpreter ends"
@@ -278,6 +281,7 @@ def test_closed_streams_in_this_process(tmp_path, monkeypatch):
 
 def steers(text): return [c for c in text if not c.isprintable() and c not in '\n\t']
 
+@pytest.mark.slow
 def test_names_of_files_and_folders(tmp_path, normstats):
     "From `fit`, `check` and `compare`, in what they print and in errors"
     folder = image_folder(tmp_path/f'im{ESC}ages', n=24, classes=(f'a{CSI}', 'b\r\x1b]0;title\x07'))
@@ -310,6 +314,7 @@ fields = [dict(why=says), dict(warnings=[says]), dict(kind=says), dict(rule=says
           *[inside(k, **{name: says}) for k in ('stats', 'model') for name in ('name', 'source', 'domain')],
           dict(provenance=dict(measured_at=says, n_images=3, tol=.1, seed=0, versions={says: says}, transforms=[says]))]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('field', fields, ids=lambda d: next(iter(d)))
 def test_fields_of_a_saved_choice(tmp_path, capsys, field):
     "Printed without what steers a terminal, or refused without it"

@@ -54,6 +54,7 @@ def by_name(c, name): return [r for r in c.records if r['candidate']==name]
 
 # --- what differs, and what does not
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['plain', 'augmented', 'workers', 'folds', 'kept'])
 def test_equal_numbers_give_equal_runs(folder, tmp_path, how):
     "Bit by bit: every loss and every probability; and other numbers do not"
@@ -70,6 +71,7 @@ def test_equal_numbers_give_equal_runs(folder, tmp_path, how):
     pd.testing.assert_frame_equal(*parts, check_exact=True)
     assert 'no difference at all between b and a' in c.verdict.lower()
 
+@pytest.mark.slow
 def test_candidates_share_split_weights_batches_and_augmentation(folder):
     "Recorded by the learner itself: the pixels are the same once the normalisation is undone"
     seen = []
@@ -95,6 +97,7 @@ def test_candidates_share_split_weights_batches_and_augmentation(folder):
         assert torch.allclose(undone(p), undone(q),
                               atol=1e-5) and not torch.allclose(torch.cat(p['x']), torch.cat(q['x']), atol=1e-2)
 
+@pytest.mark.slow
 def test_statistics_are_those_of_each_training_fold(folder, comparison):
     items = sorted(get_image_files(folder))
     pixels = {f: np.asarray(Image.open(f).convert('RGB').resize((12, 12)), dtype=np.float64)/255 for f in items}
@@ -107,6 +110,7 @@ def test_statistics_are_those_of_each_training_fold(folder, comparison):
         np.testing.assert_allclose(r['stats'], [x.mean((0,1,2)), std], rtol=1e-5)
     assert len({str(r['stats']) for r in by_name(c, 'custom')})==3
 
+@pytest.mark.slow
 def test_folds_keep_patients_together_and_use_each_image_once(folder):
     seen = []
     def records(dls): seen.append((list(dls.train_ds.items), list(dls.valid_ds.items))); return learner(dls)
@@ -194,6 +198,7 @@ def test_one_output(folder):
     c = compared(folder, learner=one, seeds=1)
     assert c.runs.error.isna().all() and np.allclose(np.sum(c.records[0]['probs'], 1), 1)
 
+@pytest.mark.slow
 def test_train_size_keeps_shares_and_validation(folder, comparison):
     c = compared(folder, seeds=1, folds=3, groups=patient, train_size=16)
     whole = compared(folder, seeds=1, folds=3, groups=patient)
@@ -278,6 +283,7 @@ def test_verdicts():
     assert 'No difference at all' in made_up([0., 0.]).verdict
     assert 'share one split' in made_up([.1, .11], n_splits=1).verdict
 
+@pytest.mark.slow
 def test_power(tmp_path):
     """Statistics far off hurt a random body that is never trained: found, and in the right direction whichever is the
     reference"""
@@ -315,6 +321,7 @@ def same_learner(monkeypatch):
     "Counting learners do the same whatever they have counted, which their description cannot know"
     monkeypatch.setattr('fastai_normstats.compare.core.plan_of', lambda *args: {'learner': 'the same'})
 
+@pytest.mark.slow
 def test_goes_on_after_an_interruption(folder, tmp_path, same_learner):
     kwargs = dict(seeds=2, folds=2)
     whole = compared(folder, **kwargs)
@@ -327,6 +334,7 @@ def test_goes_on_after_an_interruption(folder, tmp_path, same_learner):
     none = Counting()
     assert compared(folder, learner=none, folder=tmp_path/'runs', **kwargs).runs.equals(c.runs) and not none.made
 
+@pytest.mark.slow
 def test_seeds_and_candidates_are_added(folder, tmp_path, same_learner):
     counts = []
     for stats,seeds in ((('imagenet', 'custom'), 1), (('imagenet', 'custom'), 2),
@@ -337,6 +345,7 @@ def test_seeds_and_candidates_are_added(folder, tmp_path, same_learner):
         assert len(c.runs)==len(stats)*(seeds if isinstance(seeds, int) else 1) and c.reference==stats[0]
     assert counts==[2, 2, 2, 0]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', ['epochs', 'learner', 'fit', 'loaders', 'transforms', 'labels', 'statistics',
                                     'folds', 'groups',
                                     'train_size'])
@@ -361,6 +370,7 @@ def test_runs_of_another_comparison_are_not_mixed_in(folder, tmp_path, change):
     with pytest.raises(ValueError, match=rf'another comparison \(different: [a-z_, ]*\b{change}\b'): ask(**changed)
     assert {f: f.read_bytes() for f in (tmp_path/'runs').iterdir()}==before
 
+@pytest.mark.slow
 def test_a_failing_run_loses_nothing(folder, tmp_path, same_learner):
     "It is recorded with its error, the others go on, and it is made again when asked again"
     def fail(dls, k):
@@ -403,6 +413,7 @@ def test_a_run_that_diverges_is_said(folder):
     assert c.runs[c.runs.candidate=='custom'].error.str.contains('diverged').all()
     assert c.runs[c.runs.candidate=='imagenet'].error.isna().all()
 
+@pytest.mark.slow
 def test_full_disk_costs_no_run(folder, tmp_path, monkeypatch):
     def full(path, d): raise OSError(28, 'No space left on device')
     compared(folder, seeds=1, folder=tmp_path)
@@ -418,6 +429,7 @@ def test_save_and_load(comparison, tmp_path):
 
 # --- found by trying to break it
 
+@pytest.mark.slow
 def test_callbacks_find_nothing_of_another_run(folder):
     "A run that diverges would be given the weights that `SaveModelCallback` kept in the run before"
     def wild(dls): return Learner(dls, nn.Sequential(Cubed(), nn.Flatten(), nn.Linear(432, 2)), CrossEntropyLossFlat(),
@@ -430,6 +442,7 @@ def test_callbacks_find_nothing_of_another_run(folder):
 class Cubed(nn.Module):
     def forward(self, x): return x**3
 
+@pytest.mark.slow
 def test_groups_as_a_dict_or_a_series(folder):
     files = sorted(get_image_files(folder))
     splits = [[r['split'] for r in compared(folder, seeds=1, folds=3, groups=g).records]
@@ -450,6 +463,7 @@ def test_transforms_with_a_generator_of_their_own(folder):
                  block=dict(batch_tfms=OwnNoise()))
     for a,b in zip(by_name(c, 'a'), by_name(c, 'b')): assert a['losses']==b['losses'] and a['probs']==b['probs']
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), F.cross_entropy, CrossEntropyLossFlat(), nn.NLLLoss()])
 def test_losses_whose_predictions_are_understood(folder, loss):
     "Each gives the probabilities of the same network"
@@ -474,6 +488,7 @@ def test_one_number_an_image_without_an_axis(folder):
     c = compared(folder, learner=lambda dls: Learner(dls, Flat(), BCEWithLogitsLossFlat()), seeds=1)
     assert c.runs.error.isna().all()
 
+@pytest.mark.slow
 def test_directions_of_a_metric_of_ones_own(comparison):
     records = [dict(r, metrics=dict(brier=.1*(r['candidate']=='custom')+.01*i)) for i,
                r in enumerate(comparison.records)]
@@ -499,6 +514,7 @@ def test_an_image_on_both_sides_is_refused(folder, how):
     with pytest.raises(ValueError, match=r'\.png in training and in validation'):
         compare_stats(db, folder, learner, seeds=1, **quick)
 
+@pytest.mark.slow
 def test_a_network_that_was_not_trained_is_said(folder):
     assert 'no weight changed' in compared(folder, seeds=1, bs=64).verdict
     assert 'no weight changed' not in compared(folder, seeds=1).verdict
@@ -523,6 +539,7 @@ class WithAttribute:
     def __init__(self, n): self.n = n
     def __call__(self, dls): return _with(dls, self.n)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [with_global, with_closure, with_lambda, with_default, with_partial, WithAttribute])
 def test_a_learner_is_told_by_the_values_that_it_names(folder, tmp_path, monkeypatch, make):
     "The same code with another number is another learner, as after a cell was edited; with the same one it goes on"
@@ -534,6 +551,7 @@ def test_a_learner_is_told_by_the_values_that_it_names(folder, tmp_path, monkeyp
     monkeypatch.setitem(globals(), '_n_out', 3)
     with pytest.raises(ValueError, match=r'another comparison \(different: learner\)'): ask(3)
 
+@pytest.mark.slow
 def test_a_learner_that_holds_what_has_no_plain_value(folder, tmp_path):
     "An open file, a lock: they are told by their class, and nothing fails or warns for that"
     def made():
@@ -557,6 +575,7 @@ own = dict(mask=lambda x: x[:, :1]>0, tol=.02)
 print('PLAN', json.dumps(plan_of(data, with_closure(2), Learner.fit_one_cycle, 1, own, 3, None)))
 '''
 
+@pytest.mark.slow
 def test_a_plan_is_the_same_in_every_process(folder):
     "Whatever order sets have there: runs are found again tomorrow"
     script,plans = _plan.format(here=str(Path(__file__).parent), folder=str(folder)),[]
@@ -571,6 +590,7 @@ def test_a_plan_is_the_same_in_every_process(folder):
 
 def brightened(x:TensorImage): return x+_brighter
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', ['items', 'images'])
 def test_runs_on_other_images_are_not_mixed_in(tmp_path, monkeypatch, change):
     "A file more; or the same files and the same code, and what it names has changed"
@@ -588,6 +608,7 @@ def test_images_that_cannot_be_told_are_warned_of(folder, tmp_path):
     with pytest.warns(UserWarning, match='whether data changes .*two different pictures'):
         compared(folder, seeds=1, folder=tmp_path/'runs', block=dict(batch_tfms=OwnNoise()))
 
+@pytest.mark.slow
 def test_groups_are_the_unit_of_what_is_measured(folder):
     seen = []
     def records(dls): seen.append(dls); return learner(dls)
@@ -603,6 +624,7 @@ def test_a_metric_that_fails_loses_nothing(folder):
     assert c.runs.auroc.notna().all()
     assert 'no number' in c.verdict_on('zero')
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fit', ['lr_find', 'validate', 'no valid metrics'])
 def test_losses_are_counted_whatever_fit_does(folder, fit):
     def train(learn, epochs):
@@ -616,6 +638,7 @@ def test_losses_are_counted_whatever_fit_does(folder, fit):
         assert len(r['losses'])==2
         np.testing.assert_allclose(r['losses'][-1], log_loss(r['y'], np.array(r['probs'])[:,1]), rtol=1e-4)
 
+@pytest.mark.slow
 def test_tables_and_pictures_where_a_candidate_failed(folder):
     with pytest.warns(UserWarning): c = compared(folder, stats=dict(imagenet='imagenet', two=([.5]*2, [.5]*2),
         custom='custom'), seeds=1, folds=2)
@@ -624,6 +647,7 @@ def test_tables_and_pictures_where_a_candidate_failed(folder):
     labels = [t.get_text() for t in c.plot()[0].figure.legends[0].get_texts()]
     assert labels==['imagenet', 'two (no run finished)', 'custom']
 
+@pytest.mark.slow
 def test_pictures_of_many_candidates_with_long_names(folder):
     many = {f'candidate number {i} with a long name and $x_1$': 'imagenet' for i in range(9)}
     c = compared(folder, stats=many, seeds=1)
@@ -634,6 +658,7 @@ def test_pictures_of_many_candidates_with_long_names(folder):
     labels = [t for a in (c.plot(list(many)[1:3]), ) for t in a[0].get_yticks()]
     assert labels[0]==.5  # in the middle of its two rows, the reference not among them
 
+@pytest.mark.slow
 def test_a_home_folder_and_a_run_without_predictions(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     c = compared(folder, seeds=1, folder='~/runs')
@@ -644,6 +669,7 @@ def test_a_home_folder_and_a_run_without_predictions(folder, tmp_path, monkeypat
 
 # --- other inputs
 
+@pytest.mark.slow
 def test_a_table_with_a_column_of_patients(folder):
     files = sorted(get_image_files(folder))
     df = pd.DataFrame(dict(file=list(map(str, files)), label=[f.parent.name for f in files],
@@ -653,6 +679,7 @@ def test_a_table_with_a_column_of_patients(folder):
     b = compared(folder, groups=patient, folds=3, seeds=1)
     pd.testing.assert_frame_equal(a.runs.drop(columns='seconds'), b.runs.drop(columns='seconds'), check_exact=True)
 
+@pytest.mark.slow
 def test_models_and_words_as_candidates(folder):
     c = compared(folder, stats=['pretrained', 'auto', 'rad-dino', 'imagenet', ([.5]*3, [.5]*3)], model='siglip',
                  seeds=1)
@@ -660,6 +687,7 @@ def test_models_and_words_as_candidates(folder):
     assert stats=={'pretrained': ('given', .5), 'auto': ('small', .5), 'rad-dino': ('given', .5307),
                    'imagenet': ('given', .485), '0.5 / 0.5': ('given', .5)}
 
+@pytest.mark.slow
 def test_what_the_guards_say_is_said_once_a_candidate(folder):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
@@ -692,6 +720,7 @@ def test_empty_folder(tmp_path):
 
 # --- the command
 
+@pytest.mark.slow
 def test_command(folder, tmp_path, capsys):
     args = ['compare', str(folder), '--scratch', '--size', '32', '--epochs', '1', '--folds', '2', '--bs', '8',
             '--group', r'(\d\d)\d', '--positive', 'a', '--folder', str(tmp_path/'runs'),

@@ -195,6 +195,7 @@ def drifted(training, parts):
     rows = [dict(group=i, **r) for i,p in enumerate(parts) for r in _rows(p, used, training, training, Policy())]
     return (_with_verdicts(rows).verdict=='drifted').any()
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n, k', [(1, 1), (1, 10), (1, 100), (2, 1), (2, 30), (2, 100), (3, 10), (5, 1), (5, 60),
                                   (15, 1), (15, 20), (100, 1), (1000, 1)])
 def test_null(n, k):
@@ -208,6 +209,7 @@ def test_null(n, k):
         bad += drifted(training, [whole.take(range(j*n, (j+1)*n)) for j in range(k)])
     assert bad/calls<=(.08 if calls==300 else .134)
 
+@pytest.mark.slow
 def test_null_of_families():
     "Groups of images of few patients: with `groups` at most 5 % of calls, without far more"
     rng,calls,bad,alone = np.random.default_rng(0),200,0,0
@@ -229,6 +231,7 @@ def test_one_odd_image_is_no_drift():
     x._rows.m[1] += .2
     assert drifted(training, [x])
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sign', [-1, 1])
 def test_power(sign):
     "A shift of .5 σ is found with 30 images in at least 95 % of calls"
@@ -442,6 +445,7 @@ def command(*args):
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, args)], capture_output=True, text=True)
     return res.returncode,res.stdout+res.stderr
 
+@pytest.mark.slow
 def test_command(folder, tmp_path):
     "A fit, the same images, darker ones, too few, one folder at a time, mistakes"
     status,out = command('fit', folder, '--size', 16, '--out', tmp_path/'s.json')
@@ -458,6 +462,7 @@ def test_command(folder, tmp_path):
         status,out = command('check', *args)
         assert status==1 and out.startswith('normstats: ') and out.count('\n')==1, out
 
+@pytest.mark.slow
 def test_command_passes_on_what_the_guards_say(folder, tmp_path):
     status,out = command('fit', folder, '--size', 16, '--out', tmp_path/'s.json')
     deep = tmp_path/'deep'
@@ -475,6 +480,7 @@ def test_command_with_odd_provenance(dls, folder, tmp_path, provenance, capsys):
         '16'])==0
     assert main(['check', str(tmp_path/'s.json'), str(folder)]) in (0, 3)
 
+@pytest.mark.slow
 def test_command_says_what_it_does_not_apply(folder, tmp_path):
     dls = block(batch_tfms=aug_transforms()).dataloaders(folder, **small).fit_stats(pretrained=False, **quiet)
     dls.stats_choice.save(tmp_path/'s.json')

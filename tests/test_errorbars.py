@@ -52,6 +52,7 @@ alike   = Images((1., 20, (.1, .7), (.02, .3)))
 unequal = Images((.5, 16, (.1, .5), (.02, .2)), (.3, 20, (.3, .7), (.02, .3)),
                  (.2, 32, (.4, .9), (.1, .3)))  # large ones are brighter
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kinds', [alike, unequal], ids=['one size', 'three sizes'])
 @pytest.mark.parametrize('n', [200, 500, 2000])
 def test_intervals_cover_what_they_say(moments_only, n, kinds):
@@ -113,6 +114,7 @@ def coverage(families, reps=1000, C=20):
 
 cases = [(40, (2, 2)), (40, (2, 30)), (40, (30, 30)), (200, (2, 2)), (200, (2, 30)), (2000, (2, 2)), (2000, (2, 6))]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('icc', [0, .3, .9])
 @pytest.mark.parametrize('G,sizes', cases, ids=[f'{g} of {a} to {b}' for g,(a,b) in cases])
 def test_intervals_hold_where_images_come_in_families(moments_only, G, sizes, icc):
@@ -159,6 +161,7 @@ def test_intervals_for_a_part_of_the_patients(moments_only):
 DATA = Path(os.environ.get('NORMSTATS_DATA', Path(__file__).parents[2]/'shared'/'data'))
 CXR = DATA/'cxr_ped'
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif(not CXR.is_dir(), reason='needs the chest X-rays')
 def test_standard_errors_of_real_patients():
@@ -187,6 +190,7 @@ def test_standard_errors_of_real_patients():
 def measure(images, bs=512, **kwargs): return measure_stats(Ready(images, bs=bs, shuffle=True, num_workers=0),
     verbose=False, **kwargs)
 
+@pytest.mark.slow
 def test_a_large_set_is_not_read_wholly():
     greys = Greys(200_000)
     mean,std = greys.truth
@@ -199,6 +203,7 @@ def test_a_large_set_is_not_read_wholly():
     assert full.complete and full.n_images==200_000
     np.testing.assert_allclose(full.mean, mean, rtol=1e-6), np.testing.assert_allclose(full.std, std, rtol=1e-6)
 
+@pytest.mark.slow
 def test_stated_half_widths_hold(moments_only):
     """200 orders of the same 200,000 images: the true mean and std lie inside at least 93 times in 100, although the
     rule chooses when to stop"""
@@ -212,6 +217,7 @@ def test_stated_half_widths_hold(moments_only):
     assert (covered>=.93).all(), covered
     assert max(read)<15_000
 
+@pytest.mark.slow
 def test_images_read_do_not_grow():
     read = [measure(Greys(n), bs=1024).n_images for n in (50_000, 200_000, 1_000_000)]
     assert max(read)<15_000 and read[2]<=read[1], read
@@ -267,6 +273,7 @@ def test_constant_channels_do_not_keep_it_reading():
     rs = measure(greys)
     assert not rs.complete and rs.std[0]==0
 
+@pytest.mark.slow
 def test_why_says_how_much_was_read():
     greys = Greys(400_000)
     rs = measure(greys)

@@ -782,6 +782,7 @@ def check_ways(make, source):
     for k,c in found.items() if want is not None else ():
         np.testing.assert_allclose([c.stats.mean, c.stats.std], want, atol=2e-6, err_msg=k)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ordinary)
 def test_ordinary_transforms(folder, tmp_path, name):
     "What plain fastai trains with is measured as well, whatever it holds"
@@ -861,6 +862,7 @@ kinds = dict(
     bool      = hiding('__bool__'),
     fspath    = hiding('__fspath__'))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', kinds)
 def test_items_that_are_ids(folder, cache_home, name):
     "A function makes pictures of them: measured, and not kept"
@@ -892,6 +894,7 @@ pixels = dict(
     array  = lambda f: np.asarray(Image.open(f)),
     tensor = lambda f: torch.tensor(np.asarray(Image.open(f))))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', pixels)
 def test_items_that_are_pixels(folder, cache_home, passes, name):
     "Kept by value"
@@ -911,6 +914,7 @@ columns = {'lists': [[1], [2]]*6, 'arrays': [np.ones(3)]*12, 'objects': [object(
            'no hash': [raising('__eq__', '__hash__')]*12,
            'mixed': [None, 1, 'a', 2.]*3}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', columns)
 def test_rows_of_any_kind(folder, name):
     df = pd.DataFrame(dict(file=list(map(str, files(folder))), c=columns[name]))
@@ -1089,6 +1093,7 @@ def told(process):
     res = json.loads(out.splitlines()[-1])
     return {k: n for k,(n,_) in res.items()},{k: m for k,(_,m) in res.items()}
 
+@pytest.mark.slow
 def test_between_processes(folder):
     """All is used again by a second one, with other hashes, threads and batch sizes; nothing by a third, for which
     the world has changed"""

@@ -242,6 +242,7 @@ def photographs(path):
     return write([im[y:y+96, x:x+96] for im in load_sample_images().images for y in range(0, 420, 60)
                   for x in range(0, 520, 60)], path)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('images', [digits, photographs])
 @pytest.mark.parametrize('kwargs', [dict(), dict(pretrained=False), dict(stats='imagenet'), dict(model='resnet34'),
                                     dict(frozen=True)], ids=str)
@@ -615,6 +616,7 @@ def real_ledger(folder, groups=None):
 @pytest.fixture(scope='module')
 def xrays(): return real_ledger(DATA/'cxr_ped')
 
+@pytest.mark.slow
 @real
 @pytest.mark.realdata
 def test_families_of_xrays(xrays):
@@ -631,6 +633,7 @@ def test_families_of_xrays(xrays):
     assert check_ledger(grouped)==[] and check_ledger(xrays)==[text]
     assert reach(xrays, xrays.stats(), IMAGENET) is None and reach(xrays, IMAGENET, IMAGENET) is None
 
+@pytest.mark.slow
 @real
 @pytest.mark.realdata
 def test_the_suggestion_is_groups_for_a_fit(xrays):
@@ -642,6 +645,7 @@ def test_the_suggestion_is_groups_for_a_fit(xrays):
     assert not res and db.stats_choice.measured.n_groups \
         ==len({f(o) for o in get_image_files(DATA/'cxr_ped'/'pneumonia_virus')})
 
+@pytest.mark.slow
 @real
 @pytest.mark.realdata
 @pytest.mark.parametrize('name', ['aerial', 'fundus', 'galaxies', 'skin', 'solar', 'tiles', 'ultrasound'])

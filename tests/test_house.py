@@ -47,6 +47,7 @@ def test_numbers_are_unique():
     numbers = [f.name.split('_')[0] for f in notebooks()]
     assert len(set(numbers))==len(numbers)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', rooms())
 def test_imports_go_down_only_and_no_underscore_is_shared(name):
     for module,names in imports(name):
@@ -69,6 +70,7 @@ def test_all_brings_the_documented_names_only():
     assert sorted(fastai_normstats.all.__all__)==sorted(names)
     for k in names: assert getattr(fastai_normstats.all, k).__doc__, k
 
+@pytest.mark.slow
 def test_all_loads_nothing_heavy():
     "Neither scikit-learn nor matplotlib's pyplot nor pydicom, beyond what fastai itself has loaded"
     code = ("import sys\nfrom fastai.vision.all import *\nbefore = {o.split('.')[0] for o in sys.modules}\n"
@@ -77,6 +79,7 @@ def test_all_loads_nothing_heavy():
     assert res.returncode==0, res.stderr
     assert set(res.stdout.split())<={lib, 'zipfile', '__future__'}, res.stdout
 
+@pytest.mark.slow
 def test_all_works_before_fastai_is_imported():
     "Methods that fastai patches in are asked for where they are used"
     code = 'from fastai_normstats.all import *; print(DatasetStats.__name__)'

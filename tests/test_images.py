@@ -365,6 +365,7 @@ def test_damaged_files(name, tmp_path):
         try: assert dicom_pixels(f).ndim==2
         except ValueError as e: assert str(f) in str(e) and '\n' not in str(e), repr(e)
 
+@pytest.mark.slow
 def test_without_pydicom(tmp_path):
     "All else works, and DICOM names what to install"
     code = ("import sys; sys.modules['pydicom'] = None\n"
@@ -478,6 +479,7 @@ def test_fit(slices, inside):
     assert c.measured.n_images==18 and c.measured.n_pixels==kept.size
     np.testing.assert_allclose([*c.stats.mean, *c.stats.std], [kept.mean(), kept.std()], rtol=1e-6)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('windows', [None, [(350, 50)], [(1500, -600), (350, 50), (2000, 300)]],
                          ids=lambda o: f'{len(o or ())} windows')
 def test_train_predict_export(slices, tmp_path, windows):
@@ -686,6 +688,7 @@ def test_real_monochrome1():
 
 def to_hu(im): return PILFloat.create(np.asarray(im)-1024)
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @ct_data
 def test_real_png16():
@@ -768,6 +771,7 @@ def test_module_can_be_run():
     res = subprocess.run([sys.executable, '-m', 'fastai_normstats.cli', '--version'], capture_output=True, text=True)
     assert res.returncode==0 and 'normstats' in res.stdout
 
+@pytest.mark.slow
 @pytest.mark.parametrize('reader', ['pydicom', 'tifffile'])
 def test_measured_again_where_a_reader_gives_other_pixels(slices, tmp_path, monkeypatch, reader):
     """As one that was updated may: told by the pixels, whatever its version says; one that gives the same ones

@@ -370,6 +370,7 @@ makers = pytest.mark.parametrize('maker', [loaders_of_block, loaders_of_list, lo
                                            loaders_of_fitted_block],
                                  ids=lambda f: f.__name__)
 
+@pytest.mark.slow
 @makers
 def test_each_fold_keeps_its_own(folds, passes, maker):
     _,(a, b) = folds
@@ -383,6 +384,7 @@ def test_each_fold_keeps_its_own(folds, passes, maker):
     assert_own(third, a), assert_own(second, b), assert_own(first, a)
     assert first.stats_choice.measured.n_images==len(a) and second.stats_choice.measured.n_images==len(b)
 
+@pytest.mark.slow
 @makers
 def test_folds_used_only_later(folds, maker):
     "Both are made before either is iterated"
@@ -435,6 +437,7 @@ changes = dict(flip=(Flip(p=.5), Flip(p=1.)), rotate=(Rotate(10, p=1.), Rotate(3
     closure=(scaled(1.), scaled(2.)), kind=(Flip(p=.5), Rotate(10, p=1.)), added=([], Gain(2.)),
     split=(AddIn(.1, 0), AddIn(.1, 1)))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pair', changes.values(), ids=changes)
 def test_other_batch_transform(folder, passes, pair):
     stats,ds = DatasetStats(**custom),block().datasets(folder)
@@ -450,6 +453,7 @@ items_changes = dict(size=(Resize(12), Resize(8)), method=(Resize(12, method='sq
     scale=(RandomResizedCrop(12, min_scale=.1), RandomResizedCrop(12, min_scale=.9)),
     crop=(RandomCrop(12), CropPad(12)))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pair', items_changes.values(), ids=items_changes)
 def test_other_item_transform(folder, passes, pair):
     stats,ds = DatasetStats(**custom),block().datasets(folder)
@@ -493,6 +497,7 @@ def _set_list():            box = [1.]; return by_list(box),lambda m: box.append
 def _set_global():          return by_global,lambda m: m.setattr(sys.modules[__name__], '_by', 2.)
 def _redefine():            return by_other_function,lambda m: m.setattr(sys.modules[__name__], 'times', lambda x: x*2.)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [_set_attribute, _set_renamed, _set_class_attribute, _set_list, _set_global,
                                   _redefine],
     ids=lambda f: f.__name__[1:])
@@ -597,6 +602,7 @@ def fit_setup(splitter, path, **kw):  return random_block(splitter, DatasetStats
 
 fits = pytest.mark.parametrize('fit', [fit_block, fit_loaders, fit_setup], ids=lambda f: f.__name__)
 
+@pytest.mark.slow
 @fits
 @pytest.mark.parametrize('splitter,num_workers', [(RandomSplitter(), 0), (RandomSplitter(seed=7), 0),
     (IndexSplitter([1, 2]), 0), (RandomSplitter(), 2)],
@@ -636,6 +642,7 @@ def test_cudnn_flags_are_left_alone(folder):
         assert torch.backends.cudnn.benchmark
     finally: torch.backends.cudnn.benchmark = was
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_seed_of_the_pass(folder, num_workers):
     "Same seed, same numbers, whatever the global seed; another seed draws other augmentations"
@@ -1036,6 +1043,7 @@ def half_widths(x, groups, n_groups):
     edge = student.ppf(.975, G-1) if G<200 else 1.96
     return edge*np.sqrt(1-G/n_groups)*max((mean_se/std).max(), (std_se/std).max())
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tol', [.05, .03, .02, .01])
 @pytest.mark.parametrize('grouped', [True, False])
 def test_stops_where_the_formula_says(sooner, tol, grouped):
@@ -1080,6 +1088,7 @@ def test_zero_tol_reads_all(sooner):
     assert measure_stats(data.loader(), tol=0, groups=data.family, **quiet).complete
     assert not measure_stats(data.loader(), tol=.2, **quiet).complete
 
+@pytest.mark.slow
 @pytest.mark.parametrize('share,tol', [(0., .03), (.8, .07)])
 def test_intervals_of_a_pass_that_stops(sooner, share, tol):
     "Of 200 passes over populations of their own, about 95 % hold the truth; with images as units they do not"

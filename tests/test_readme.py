@@ -18,6 +18,7 @@ FENCES = re.findall(r'^```python\n(.*?)^```', README, re.M|re.S)
 
 def test_readme_has_code_and_stays_short(): assert len(FENCES)>=3 and len(README.splitlines())<120
 
+@pytest.mark.slow
 def test_python_fences_run(tmp_path, monkeypatch):
     """In order and in one namespace, as a reader would; weights are random, since nothing is downloaded here, and
     images small"""

@@ -37,6 +37,7 @@ def dblock():
 @pytest.fixture(scope='module')
 def dls(dblock): return dblock.dataloaders(CXR, bs=16, num_workers=0)
 
+@pytest.mark.slow
 def test_numbers_equal_a_reference_over_the_training_files(dls):
     x = pixels(dls.train_ds.items)[...,0]/255.  # R = G = B
     m = dls.stats_choice.measured
@@ -52,6 +53,7 @@ def test_shown_images_look_like_the_originals(dls):
     np.testing.assert_allclose(got, pixels(dls.valid_ds.items[:16]).astype(int),
                                atol=1)  # fastai rounds down to whole numbers
 
+@pytest.mark.slow
 def test_train_predict_export(dls, tmp_path):
     learn = vision_learner(dls, resnet18, pretrained=False, path=tmp_path,
                            cbs=ShortEpochCallback(.02, short_valid=True))
@@ -69,6 +71,7 @@ def test_train_predict_export(dls, tmp_path):
     mean,std = (torch.tensor(o)[:,None,None] for o in dls.stats_choice.stats)
     assert torch.allclose(x*std+mean, torch.tensor(pixels(files[:16])).permute(0,3,1,2)/255., atol=1e-5)
 
+@pytest.mark.slow
 def test_command_line_agrees(capsys, tmp_path):
     assert main(['fit', str(CXR), '--size', '224', '--valid-pct', '0.2', '--out', str(tmp_path/'s.json'), '--plot',
                  str(tmp_path/'p.png')])==0
@@ -78,6 +81,7 @@ def test_command_line_agrees(capsys, tmp_path):
 
 # --- patients
 
+@pytest.mark.slow
 def test_patients_as_units():
     "3,146 X-rays of 2,352 patients, 64²: the errors and design effects found with numpy alone, to their rounding"
     labels = pd.read_csv(CXR/'labels.csv')
@@ -110,6 +114,7 @@ def loaders(path, block=ImageBlock, **kwargs):
                      get_y=parent_label,
                      splitter=RandomSplitter(.2, seed=0), **kwargs)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tfms', [[], aug_transforms()], ids=['plain', 'augmented'])
 @pytest.mark.parametrize('kwargs', [dict(), dict(model='rad-dino'), dict(pretrained=False), dict(frozen=True),
                                     dict(stats='imagenet')], ids=str)
@@ -134,6 +139,7 @@ def test_domain_model_end_to_end(monkeypatch):
                      for f in dl.items[:8]])/255.
     np.testing.assert_allclose(x.permute(0, 2, 3, 1), (want-.5307)/.2583, atol=1e-5)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kwargs', [dict(), dict(frozen=True)], ids=str)
 def test_chexzero_on_real_x_rays(kwargs):
     "Its numbers for 0-255, on images in [0, 1]"
@@ -146,12 +152,14 @@ CT = DATA/'ct'/'png16'
 def hounsfield(f): return TensorImage(np.asarray(Image.open(f), dtype=np.float32)[None]-1024)
 def lung_window(f): return PILImageBW.create(((hounsfield(f)[0].numpy()+1350)/1500*255).clip(0, 255).astype(np.uint8))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('block', [ImageBlock, ImageBlock(PILImageBW)], ids=['PILImage', 'PILImageBW'])
 def test_16_bit_ct_is_caught(block):
     db = loaders(CT, block)
     res = [s for s in said(db.fit_stats, CT, num_workers=0, verbose=False) if 'clipped' in s]
     assert len(res)==1 and res[0] in db.stats_choice.warnings and 'FloatImageBlock()' in res[0]
 
+@pytest.mark.slow
 def test_16_bit_ct_as_hounsfield_units():
     "The remedy: nothing clipped, and the numbers that numpy finds in the same files"
     db = loaders(CT, TransformBlock(type_tfms=hounsfield), item_tfms=[])
@@ -174,6 +182,7 @@ def test_16_bit_ct_whole_set_as_in_its_readme():
     m = db.fit_stats(files, tol=0, pretrained=False, num_workers=0, verbose=False).stats_choice.measured
     np.testing.assert_allclose([m.mean.item(), m.std.item(), m.image_std.item()], [-569.67, 477.26, 462.29], atol=.01)
 
+@pytest.mark.slow
 def test_hounsfield_units_are_not_taken_for_normalised():
     for scale in (1, 1000):
         db = loaders(CT, TransformBlock(type_tfms=lambda f: hounsfield(f)/scale), item_tfms=[])
@@ -198,6 +207,7 @@ def check_groups(df, values, reference):
             assert r.n==len(x)
             np.testing.assert_allclose([r.shift, r.std_ratio], [(x.mean()-m)/s, x.std()/s], rtol=1e-4, atol=1e-6)
 
+@pytest.mark.slow
 def test_x_rays_by_class():
     """By the class in the folder's name, against numpy: within a tenth of σ of each other, however certain the
     difference"""
@@ -209,6 +219,7 @@ def test_x_rays_by_class():
     check_groups(df, groups, pixels(dls.train_ds.items)[...,0]/255.)
     assert len(groups)==3 and {*df.verdict}=={'alike'} and df.z.max()>3
 
+@pytest.mark.slow
 def test_ct_by_manufacturer():
     "Statistics of the SIEMENS slices against those of GE, in HU: a tenth of σ off, and 33 slices do not tell"
     labels = pd.read_csv(DATA/'ct'/'labels.csv')
@@ -222,6 +233,7 @@ def test_ct_by_manufacturer():
     r, = df.itertuples()
     assert (r.verdict, r.n)==('too few', 33) and r.n_needed>33
 
+@pytest.mark.slow
 def test_halves_are_alike():
     "Two random halves of one set, 100 seeds, from the images' own moments"
     x = torch.tensor(pixels(sorted(get_image_files(CXR))[::2])[...,:1]).permute(0, 3, 1, 2)[:, :, ::4, ::4]/255

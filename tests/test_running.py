@@ -11,11 +11,9 @@ import torch
 from fastai.vision.all import TensorImage
 from scipy import stats as sps
 from sklearn.preprocessing import StandardScaler
-from torchvision.transforms import v2
 
 from fastai_normstats import moments,running
 from fastai_normstats.moments import LEVELS
-from fastai_normstats.values import NormStats
 from fastai_normstats.running import OFF,POOLED,Measured,RunningStats
 
 stat_names = ('mean', 'std', 'image_std', 'mean_se', 'std_se', 'image_std_se')
@@ -75,51 +73,6 @@ def state(rs):
     try: own = [rs.take([i]).quantile(LEVELS).tolist() for i in range(len(rs.images)) if rs.images.n_pixels[i]]
     except ValueError as e: own = str(e)
     return repr((rows, frame, own, rs.quantile(POOLED).tolist() if isinstance(own, list) and own else None))
-
-# --- NormStats
-
-def test_normstats_is_a_pair_of_tuples():
-    s = NormStats([.5, .25], torch.tensor([.1, .2], dtype=torch.float64))
-    assert (s.mean, s.std, s.name, s.estimator, s.domain, s.value_range) == ((.5, .25), (.1, .2), 'custom', 'pooled',
-        None, (0., 1.))
-    mean,std = s
-    assert (mean, std)==(s.mean, s.std) and all(type(o) is float for o in mean+std)
-    with pytest.raises(FrozenInstanceError): s.mean = (0., 0.)
-    assert s==NormStats((.5, .25), (.1, .2)) and hash(s)==hash(NormStats((.5, .25), (.1, .2)))
-
-def test_normstats_takes_a_channel_as_a_number(): assert tuple(NormStats(.5, .25)) == ((.5,), (.25,))
-
-@pytest.mark.parametrize('kwargs,match', [
-    (dict(mean=(.5, math.nan), std=(1, 1)),     '`mean` must be finite'),
-    (dict(mean=(.5, 0), std=(1, math.inf)),     '`std` must be finite'),
-    (dict(mean=(.5, .5), std=(1, 0)),           '`std` must be above 0'),
-    (dict(mean=(.5, .5), std=(1, -1)),          '`std` must be above 0'),
-    (dict(mean=(.5, .5), std=(1,)),             '`mean` has 2 channels and `std` 1'),
-    (dict(mean=(), std=()),                     'no channel'),
-    (dict(mean='abc', std=(1,)),                '`mean` must be numbers'),
-    (dict(mean=None, std=(1,)),                 '`mean` must be numbers'),
-    (dict(mean=.5, std=1, value_range=(1, 0)),  r'`value_range` must be \(lowest, highest\)'),
-    (dict(mean=.5, std=1, value_range=(0, 1, 2)), r'`value_range` must be \(lowest, highest\)'),
-    (dict(mean=.5, std=1, estimator='median'),  "`estimator` must be 'pooled' or 'image'")])
-def test_normstats_refuses(kwargs, match):
-    with pytest.raises(ValueError, match=match) as e: NormStats(**kwargs)
-    assert '\n' not in str(e.value)
-
-def test_normstats_dict_survives_json():
-    s = NormStats((1/3, .1), (.2, 2/7), name='x', estimator='image', domain='chest X-ray', value_range=(-1024, 1024),
-                  source='here')
-    assert NormStats.from_dict(json.loads(json.dumps(s.to_dict())))==s
-
-@pytest.mark.parametrize('d', [[], dict(mean=[1]), dict(mean=[1], std=[1], men=[1])])
-def test_normstats_from_foreign_dict(d):
-    with pytest.raises(ValueError, match='NormStats'): NormStats.from_dict(d)
-
-def test_normstats_to_torchvision():
-    s,x = NormStats((.1, .2, .3), (.4, .5, .6)),images(2, 5, 4)
-    want = (x.double()-torch.tensor(s.mean).double().view(3, 1, 1))/torch.tensor(s.std).double().view(3, 1, 1)
-    tfm  = s.to_torchvision()
-    assert isinstance(tfm, v2.Normalize)
-    torch.testing.assert_close(tfm(x).double(), want, rtol=1e-5, atol=1e-6)
 
 # --- moments
 
@@ -183,6 +136,7 @@ def test_exact_on_small_data(bs):
         q = [5, 1, 10, 16]  # mean squared distance of each image's pixels from 4
         assert rs.std_se.item()==pytest.approx(math.sqrt(sum((o-8)**2 for o in q)/3/4)/(2*math.sqrt(8)), rel=1e-14)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('paper,ink', [(250, 0), (230, 25), (243, 20), (255, 254), (128, 127)])
 def test_repeated_values(paper, ink):
     "Pages, masks, padding: float32 rounds equal values in one direction, which no averaging over images undoes"
@@ -222,6 +176,7 @@ def test_bits_do_not_depend_on_the_batch():
     for bs in (1, 7, 13, 40):
         for k in stat_names: close(getattr(run(x.split(bs)), k), getattr(want, k), 1e-12)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('reads', [1, 3, 100])
 def test_reading_does_not_change_the_bits(reads):
     x = images(200, 5, 5)
@@ -370,6 +325,7 @@ def test_parts_with_gaps_merge_exactly():
 
 # --- accelerators
 
+@pytest.mark.slow
 def test_counting_waits_for_no_number():
     """Tensors on `meta` have shapes and no values: whatever asks for one fails. So an update that passes there never
     makes the host wait for a GPU"""
@@ -962,6 +918,7 @@ def test_the_first_rows_keep_quantiles_and_all_keep_moments(monkeypatch):
     with pytest.raises(ValueError, match='among the first 10'):
         RunningStats().update(x[:10], torch.zeros(5, 5, dtype=torch.bool)).update(x[10:]).quantile(.5)
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_rows(monkeypatch):
     """What waits is written into the table now and then, and beyond the first 20,000 rows (here 100) an image takes a
     few numbers"""

@@ -307,6 +307,7 @@ def made(n, size=32, seed=0, **special):
                      get_items=lambda _: list(range(n)),
                      splitter=lambda o: (o, [])),xs.astype(np.float64)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stuck', [65535., 1e6, -1e6, 1e7])
 @pytest.mark.parametrize('where', ['i0', 'i40', 'all'])
 def test_percentiles_do_not_mind_stuck_pixels(stuck, where):
@@ -317,6 +318,7 @@ def test_percentiles_do_not_mind_stuck_pixels(stuck, where):
         np.testing.assert_allclose([o[0] for o in limits], np.percentile(xs, (.5, 99.5)),
                                    atol=4)  # σ is 20; of 4,096 pixels about 256 are sampled
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stuck', [None, 65535., -1e6])
 def test_lowest_and_highest_value_are_exact(stuck):
     "To the last bit, wherever they are"
@@ -330,6 +332,7 @@ def test_lowest_and_highest_value_are_exact(stuck):
 
 CXR = Path(os.environ.get('NORMSTATS_DATA', Path(__file__).parents[2]/'shared'/'data'))/'cxr_ped'
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif(not CXR.is_dir(), reason='needs the chest X-rays')
 def test_percentiles_of_xrays():
@@ -410,6 +413,7 @@ def test_names():
     from fastai_normstats.cli import _schemes
     assert {k: scheme_of(k).name for k in schemes}=={k: k for k in schemes} and _schemes==(*schemes,)
 
+@pytest.mark.slow
 def test_compare(folder):
     def learner(dls): return Learner(dls, nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(4, 2)), loss_func=nn.CrossEntropyLoss())
@@ -422,6 +426,7 @@ def test_compare(folder):
     a,b = (same[same.candidate==k].valid_loss.to_numpy() for k in 'ab')
     np.testing.assert_array_equal(a, b)  # (x-0)/1 either way
 
+@pytest.mark.slow
 @pytest.mark.parametrize('which', ['light', 'default'])
 def test_lighting_on_values_off_zero_to_one(folder, which):
     "fastai clamps to [0, 1] before it changes the light: said, where pixels do not live there"

@@ -86,6 +86,7 @@ class Fold:
     k = 0
     def __call__(self, items): return [i for i in range(len(items)) if i%4!=self.k],list(range(self.k, len(items), 4))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('refit', [False, True], ids=['lazy', 'fit_stats'])
 def test_3_kfold_with_one_block_leaks_no_statistics(folder, passes, refit):
     "Every fold is measured afresh, and earlier ones keep theirs"
@@ -208,6 +209,7 @@ def test_5_in_the_wrong_list_says_what_to_do(folder, where):
 plain = [Normalize, Normalize(), Normalize.from_stats(*imagenet_stats, cuda=False)]
 def plain_id(o): return 'class' if o is Normalize else 'unfitted' if o.mean is None else 'imagenet'
 
+@pytest.mark.slow
 @fits
 @pytest.mark.parametrize('old', plain, ids=plain_id)
 def test_6_plain_normalize_is_replaced(folder, way, old): check_fold(way(folder, old))
@@ -248,6 +250,7 @@ def test_6_two_of_them_is_an_error(folder):
     with pytest.raises(ValueError, match='would normalise twice: keep one'):
         block().datasets(folder).dataloaders(after_item=ToTensor, after_batch=tfms, **cpu)
 
+@pytest.mark.slow
 @fits
 def test_6_fitting_twice_normalises_once(folder, way):
     dls = way(folder)
@@ -257,6 +260,7 @@ def test_6_fitting_twice_normalises_once(folder, way):
 
 # --- 7: who looks for a Normalize
 
+@pytest.mark.slow
 @ways
 def test_7_learner_adds_no_second_normalize(folder, way):
     "Pretrained weights would make `vision_learner` add ImageNet's"
@@ -492,6 +496,7 @@ def test_14_fit_leaves_the_random_states_alone(folder):
     dls.fit_stats(**custom)
     assert states()==was
 
+@pytest.mark.slow
 @ways
 def test_14_fit_leaves_training_order_and_augmentation_alone(folder, way):
     "Two epochs after a fit are bit by bit those with the same numbers given by hand"
@@ -593,6 +598,7 @@ def loaded(tmp_path_factory):
     assert res.returncode==0, res.stderr
     return res.stdout.splitlines(),want,np.load(path/'preds.npy')
 
+@pytest.mark.slow
 def test_17_loading_where_the_package_is_needs_no_import(loaded): np.testing.assert_allclose(loaded[2], loaded[1],
     atol=1e-6)
 

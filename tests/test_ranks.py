@@ -40,6 +40,7 @@ passes = ['full', 'workers', 'two images', 'at most', 'groups', 'at most, groups
           'known',
           'all known', 'stopped', 'stopped, groups', 'all_reduce']
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n', [2, 3])
 @pytest.mark.parametrize('what', passes)
 def test_as_on_one(results, what, n):
@@ -98,6 +99,7 @@ def test_an_error_on_one_is_an_error_on_all(results, what, match, n):
         assert sum(re.match(r'rank \d failed with ', r[what][1]) is not None
                    for r in results[n])==n-1 and 'RuntimeError' in kinds
 
+@pytest.mark.slow
 def test_uncaught_error_ends_all(folder):
     "Nobody catches it: all processes end, with the message, and the others would have gone on reading"
     began = time.time()

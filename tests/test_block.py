@@ -101,6 +101,7 @@ def elsewhere(learn_file, folder, out):
                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
     return res.returncode,res.stderr
 
+@pytest.mark.slow
 @ways
 def test_loads_without_this_package(folder, way, tmp_path):
     "A frozen learner predicts equally there, and one that is not frozen cannot be loaded"
