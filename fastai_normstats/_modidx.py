@@ -132,6 +132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_normstats.cli._plot': ('cli.html#_plot', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._plot_option': ('cli.html#_plot_option', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._positive': ('cli.html#_positive', 'fastai_normstats/cli.py'),
+                                      'fastai_normstats.cli._print': ('cli.html#_print', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._print_check': ('cli.html#_print_check', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._print_stats': ('cli.html#_print_stats', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._report': ('cli.html#_report', 'fastai_normstats/cli.py'),

@@ -23,14 +23,17 @@ def _silence(stream):
     try: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError): pass  # no real file
 
+def _print(text, stream):
+    "Print `text`: plain ASCII without loading PyTorch for it"
+    if text.isascii() and text.replace('\n', '').isprintable(): return print(text, file=stream, flush=True)
+    from fastai_normstats.values import say
+    say(text, file=stream)
+
 def _say(*lines, file=None):
-    "Print `lines`: with `say`, or, if they are plain ASCII, without loading PyTorch for it; a full disk is an error"
+    "Print `lines`; a full disk is an error"
     stream,text = sys.stdout if file is None else file,'\n'.join(map(str, lines))
     if not lines or stream is None or stream.closed: return
-    try:
-        if text.isascii() and text.replace('\n', '').isprintable(): return print(text, file=stream, flush=True)
-        from fastai_normstats.values import say
-        say(text, file=stream)
+    try: _print(text, stream)
     except OSError as e:
         _silence(stream)
         if file is None and not isinstance(e, BrokenPipeError): raise CliError(f"cannot print: {e.strerror}") from e
@@ -254,10 +257,9 @@ def _warned():
 # %% ../nbs/55_cli.ipynb #a57134ae
 def _step(text):
     "Say what is done next, where no bar says it"
-    if _is_terminal(): return
-    try: _say(f'{text} ...')
-    except CliError: pass  # a full disk stops the result, not the work
-
+    if _is_terminal() or sys.stdout is None or sys.stdout.closed: return
+    try: _print(f'{text} ...', sys.stdout)
+    except OSError: pass  # the result will meet the same, and say it
 
 def _blocks_of(block, splitter, size):
     "A DataBlock of one image an item, squished to a square"
