@@ -25,7 +25,7 @@ NOTEBOOKS = cache=$$(mktemp -d); PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS
 
 quick: $(VENV)/.make-dev ## M=policy: the notebook and the tests of one room; without M: all tests but the slow ones
 ifdef M
-	$(NOTEBOOKS) $(BIN)/nbdev-test --path "$$(ls nbs/[0-9]*_$(M).ipynb)"
+	$(NOTEBOOKS) $(BIN)/nbdev-test "$$(ls nbs/[0-9]*_$(M).ipynb)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(wildcard tests/test_$(M).py tests/test_$(M)_*.py)
 else
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not slow'
