@@ -119,6 +119,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_normstats.cli._images': ('cli.html#_images', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._is_deep': ('cli.html#_is_deep', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._is_terminal': ('cli.html#_is_terminal', 'fastai_normstats/cli.py'),
+                                      'fastai_normstats.cli._let_go_of_stdout': ('cli.html#_let_go_of_stdout', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._loaders': ('cli.html#_loaders', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._measured_when': ('cli.html#_measured_when', 'fastai_normstats/cli.py'),
                                       'fastai_normstats.cli._name': ('cli.html#_name', 'fastai_normstats/cli.py'),

@@ -548,6 +548,12 @@ def _run(argv):
         return _commands[args.command](args) or 0
 
 # %% ../nbs/55_cli.ipynb #5f4c1c33
+def _let_go_of_stdout():
+    "What a full disk did not take must not fail once more when the interpreter ends"
+    try:
+        if sys.stdout is not None and not sys.stdout.closed: sys.stdout.flush()
+    except OSError: _silence(sys.stdout)
+
 def main(
     argv:list|None=None  # Arguments; `None`: those of the process
 )->int:
@@ -558,6 +564,7 @@ def main(
         return 130
     except (CliError, ValueError, TypeError, OSError) as e: return _complain(_one_line(e))
     except Exception as e: return _complain(f'{type(e).__name__}: {_one_line(e)}')
+    finally: _let_go_of_stdout()
 
 # %% ../nbs/55_cli.ipynb #7d9698c0
 if __name__=='__main__': sys.exit(main())

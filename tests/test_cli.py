@@ -266,6 +266,15 @@ def test_status_of_check_where_nobody_reads(tmp_path, how, status):
     assert len(res.stderr.splitlines())==(status==1), res.stderr
     assert ('No space left on device' in res.stderr)==(status==1), res.stderr
 
+def test_a_full_disk_met_by_the_library():
+    "One line and status 1, whoever prints, also where the interpreter flushes what is left at its end"
+    code = ("import sys; from fastai_normstats import cli\n"
+            "def run(argv):\n    sys.stdout.write('left')\n    raise OSError(28, 'No space left on device')\n"
+            "cli._run = run\nraise SystemExit(cli.main([]))")
+    res = subprocess.run(['bash', '-c', f'"{sys.executable}" -W ignore -c "$CODE" > /dev/full'], capture_output=True,
+                         text=True, env={**os.environ, 'CODE': code})
+    assert res.returncode==1 and len(res.stderr.splitlines())==1, res.stderr
+
 def test_closed_streams_in_this_process(tmp_path, monkeypatch):
     measured().save(tmp_path/'m.json')
     closed = io.StringIO()
