@@ -272,7 +272,7 @@ def test_a_full_disk_met_by_the_library():
             "def run(argv):\n    sys.stdout.write('left')\n    raise OSError(28, 'No space left on device')\n"
             "cli._run = run\nraise SystemExit(cli.main([]))")
     res = subprocess.run(['bash', '-c', f'"{sys.executable}" -W ignore -c "$CODE" > /dev/full'], capture_output=True,
-                         text=True, env={**os.environ, 'CODE': code})
+                         text=True, env={**os.environ, 'CODE': code, 'PYTHONUNBUFFERED': ''})
     assert res.returncode==1 and len(res.stderr.splitlines())==1, res.stderr
 
 def test_closed_streams_in_this_process(tmp_path, monkeypatch):
