@@ -166,12 +166,17 @@ def _check_fields(d):
     for k,known in _known.items():
         if d[k] not in known: raise ValueError(f"field {k!r} must be one of {', '.join(known)}, got {_short(d[k])}")
     if not 0<d['n_images']<2**63: raise ValueError(f"field 'n_images' holds {_short(d['n_images'])}")
-    said = [s.get(k) or '' for s in (d['stats'], d.get('model') or {}) for k in ('name', 'domain', 'source')]
-    for o in (*said, *d.get('warnings', ())):
-        if not isinstance(o, str): raise ValueError(f"where text belongs it holds {_short(o)}")
+    texts = dict(why=[d['why']], warnings=d.get('warnings', ()))
+    for k in ('stats', 'model'): texts[k] = [(d.get(k) or {}).get(o) or '' for o in ('name', 'domain', 'source')]
+    for k,said in texts.items():
+        for o in said:
+            if not isinstance(o, str): raise ValueError(f"field {k!r} must hold text where it holds {_short(o)}")
+        n = sum(map(len, said))
+        if n>10_000: raise ValueError(f"field {k!r} holds {n:,} characters of text, and 10,000 are the most")
     n = len(json.dumps({k: v for k,v in d.items() if k!='measured'}))
     if n>100_000: raise ValueError(f"it holds {n:,} characters beside the measurement, and 100,000 are the most")
 
+# %% ../nbs/08_choice.ipynb #6c394348
 def _check_channels(choice):
     "Refuse numbers for different channels"
     n,limits,m = len(choice.stats.mean),choice.scheme.limits,choice.measured
@@ -199,6 +204,7 @@ def from_dict(cls:StatsChoice, d)->StatsChoice:
     return res
 
 def _no_number(name): raise ValueError(f"it holds {name}, which is no number in JSON")
+
 @patch(cls_method=True)
 def load(cls:StatsChoice,
     path:str|Path  # A JSON file that `StatsChoice.save` wrote

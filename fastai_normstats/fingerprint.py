@@ -117,7 +117,8 @@ def _arguments(cls):
 
 def _held(o):
     "What object `o` holds by name, in its `__dict__` or in slots that are filled; no property is asked"
-    res = dict(getattr(o, '__dict__', {}))
+    res = {}
+    with suppress(AttributeError): res.update(object.__getattribute__(o, '__dict__'))
     slots = [v for c in type(o).__mro__ for v in list(vars(c).values()) if isinstance(v, MemberDescriptorType)]
     for v in slots:
         with suppress(AttributeError): res[v.__name__] = v.__get__(o)
@@ -130,12 +131,22 @@ def _object(o, inner):
     wanted -= {'split_idx'}  # which some transforms of fastai change when they are called
     return f"{_class(type(o))}({', '.join(f'{k}={inner(held[k])}' for k in sorted(wanted & held.keys()))})"
 
+def _value(o):
+    "The value of `o` in words, `None` where it has no plain one; of a subclass, what is plain about it"
+    kind = next((t for t in _plain if isinstance(o, t)), None)
+    if kind is not None:           return _short(kind.__repr__(o))
+    if isinstance(o, os.PathLike): return repr(os.fspath(o))
+    if isinstance(o, (np.ndarray, np.generic, torch.Tensor)): return _numbers(o, 2**16)
+
+def _attached(o, inner):
+    "What a user's subclass of a plain type carries besides its value"
+    extra = {} if type(o) in _plain else getattr(o, '__dict__', {})
+    return f" with {inner(dict(extra))}" if extra else ''
+
 def _describe(o, inner):
     "`o` by its value if it has a plain one, else by its parts, which `inner` puts into words"
-    kind = next((t for t in _plain if isinstance(o, t)), None)  # of a subclass, what is plain about it
-    if kind is not None:               return _short(kind.__repr__(o))
-    if isinstance(o, os.PathLike):     return repr(os.fspath(o))
-    if isinstance(o, (np.ndarray, np.generic, torch.Tensor)): return _numbers(o, 2**16)
+    value = _value(o)
+    if value is not None:              return value + _attached(o, inner)
     if isinstance(o, tuple(_brackets)): return _collection(o, inner)
     if isinstance(o, type):            return _class(o)
     if isinstance(o, FunctionType):    return _function(o, inner)

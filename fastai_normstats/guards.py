@@ -219,13 +219,16 @@ def clipped(
 # %% ../nbs/12_guards.ipynb #6a000002
 _last_number = re.compile(r'(\d.*)[-_. ]\d+$')
 
-def _beginning(item):
-    "The name of the file `item` without its last number, where a number is left"
-    return _last_number.sub(r'\1', PureWindowsPath(str(item)).stem)  # knows slashes and backslashes
+def _path(item): return PureWindowsPath(str(item))  # knows slashes and backslashes
+
+def _beginning(path):
+    "The name of the file without its last number, where a number is left"
+    return _last_number.sub(r'\1', path.stem)
 
 def _family(item):
     "The beginning of the name of `item`; `None` where that is all of it, or the name of a folder: a class"
-    path,found = PureWindowsPath(str(item)),_beginning(item)
+    path = _path(item)
+    found = _beginning(path)
     return None if found in (path.stem, *path.parent.parts) else found
 
 # %% ../nbs/12_guards.ipynb #6a000013
@@ -256,7 +259,7 @@ def families(
     if len(names)<20 or len(df)-len(names)<10: return None
     rho,by = _alike(df.brightness.to_numpy(), codes)
     if by<=z: return None
-    effect = m.labelled(m.items, [_beginning(o) for o in m.items]).design_effect.max()
+    effect = m.labelled(m.items, [_beginning(_path(o)) for o in m.items]).design_effect.max()
     name = df.family[df.family.duplicated()].iloc[0]
     return (f"{len(df):,} images share {len(names):,} beginnings of file names (such as {name!r}), and those that "
             f"share one resemble each other (intra-class correlation {rho:.2f}): families, for which the standard "
@@ -316,7 +319,7 @@ def masks_among(
 )->str|None:
     "Files of a few values whose names say that they are the masks of other images?"
     if m.n_images<6: return None
-    paths = [PureWindowsPath(str(o)) for o in m.items]
+    paths = [_path(o) for o in m.items]
     depth = len(os.path.commonprefix([p.parent.parts for p in paths]))  # of the folders that all share
     named = [_masked_image(p, depth) for p in paths]
     images = {p.stem.lower() for p,name in zip(paths, named) if name is None}

@@ -26,9 +26,8 @@ from fastai.torch_core import no_random
 from .moments import NonFiniteError
 from .ranks import jointly, rank_and_size
 from .running import RunningStats
-from fastai_normstats.loaders import (
-    as_validation, batches, before_normalize, check_indexed, groups_of, input_images, item_name, n_inputs, unit_of,
-    unwrapped)
+from .loaders import as_validation, batches, before_normalize, check_indexed, groups_of
+from .loaders import input_images, item_name, n_inputs, unit_of, unwrapped
 
 # %% ../nbs/05_measure.ipynb #f75de7ad
 def reading_order(

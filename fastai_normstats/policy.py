@@ -15,7 +15,7 @@ from .values import NormStats, brief
 from .running import Measured, RunningStats
 from .schemes import Scheme, ZScore, scheme_of
 from .models import IMAGENET, NATURAL, for_channels, for_unit_range, is_imagenet, model_stats
-from .choice import StatsChoice
+from .choice import StatsChoice, rule_names
 
 # %% ../nbs/09_policy.ipynb #ec0a669d
 @dataclass(frozen=True)
@@ -306,9 +306,8 @@ def _unclear(case):
     return _models(case, f"{_between(case)}, which is {how_sure} {_otherwise}")
 
 # %% ../nbs/09_policy.ipynb #2d09000c
-_rules = dict(given=_given, scheme=_scheme, scratch=_scratch, range=_range, domain=_domain, channels=_channels,
-              frozen=_frozen, small=_small, similar=_similar, enough=_enough, significant=_significant,
-              unclear=_unclear)
+_rules = dict(zip(rule_names, (_given, _scheme, _scratch, _range, _domain, _channels, _frozen, _small, _similar,
+                               _enough, _significant, _unclear), strict=True))
 _need_images = ('range', 'channels', 'small', 'similar', 'enough', 'significant', 'unclear')
 
 def _decided(case):

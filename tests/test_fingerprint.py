@@ -296,6 +296,18 @@ swapped = dict(
     do      = exchanged(dict(batch_tfms=Named(.5, True)), dict(batch_tfms=Named(.5, False))),
     private = exchanged(dict(batch_tfms=Private(.5)), dict(batch_tfms=Private(.25))))
 
+@pytest.mark.parametrize('kind', [Word, Folder])
+def test_an_attribute_of_an_item_is_part_of_its_key(tmp_path, kind):
+    "Also of an image that no look visits: what a function reads from it may change the picture"
+    items = [kind(f) for f in files(image_folder(tmp_path/'images', n=40))]
+    for o in items: o.by = 1.
+    dl = TfmdDL(Datasets(items, [[PILImage.create]]), bs=2, num_workers=0)
+    before,kept = item_keys(dl)
+    items[-1].by = .5
+    after,_ = item_keys(dl)
+    assert kept and [a==b for a,b in zip(before, after)]==[True]*39+[False]
+    assert describe(items[-1])!=describe(kind(items[-1]))
+
 def with_loader(kwargs):
     kwargs = dict(kwargs)
     return {'dl_type': kwargs.pop('dl_type')} if 'dl_type' in kwargs else {},kwargs

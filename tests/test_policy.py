@@ -575,6 +575,8 @@ hostile = dict(
     word_in_scheme=damaged(scheme=dict(name='image-zscore', together='no')), html_kind=damaged(kind=script),
     html_rule=damaged(rule=script), code_in_rule=damaged(rule='small`\nimport os #'), kind_of_number=damaged(kind=3),
     rule_of_list=damaged(rule=['small']), no_kind=damaged(kind=None), why_of_number=damaged(why=3),
+    text_of_20_000=damaged(why='x'*20_000), warnings_of_20_000=damaged(warnings=['x'*2000]*10),
+    name_of_20_000=inside('stats', name='x'*20_000), source_of_20_000=inside('model', source='x'*20_000),
     long_why=damaged(why=long), long_warning=damaged(warnings=[long]), long_name=inside('stats', name=long),
     long_source=inside('model', source=long), long_kind=damaged(kind=long), long_field=damaged(**{long: 1}),
     long_scheme=damaged(scheme=long), long_provenance=damaged(provenance=dict(mask=long)),

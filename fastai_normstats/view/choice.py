@@ -10,10 +10,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..choice import StatsChoice
-from fastai_normstats.view.kit import (
-    axes_for, bin_top, candidate_colors, channel_labels, draw_rows, filled_range, house_look, line_styles,
-    marker_styles, mean_std_text, panels_per_row, room_for_rows, row_height, say_below, say_cut_off, style_axes,
-    value_text, with_margin)
+from .kit import axes_for, bin_top, candidate_colors, channel_labels, draw_rows, filled_range
+from .kit import house_look, line_styles, marker_styles, mean_std_text, panels_per_row
+from .kit import room_for_rows, row_height, say_below, say_cut_off, style_axes, value_text
+from .kit import with_margin
 
 # %% ../../nbs/31_view_choice.ipynb #88f09614
 def _span(m, c):
