@@ -11,7 +11,7 @@ cfg  = ini['DEFAULT']
 licenses = dict(apache2='Apache-2.0', mit='MIT', bsd3='BSD-3-Clause')
 statuses = dict(enumerate(['Planning', 'Pre-Alpha', 'Alpha', 'Beta', 'Production/Stable', 'Mature', 'Inactive'], 1))
 pythons  = ['3.10', '3.11', '3.12', '3.13']
-extras   = ['timm', 'medical', 'hf', 'dev']
+extras   = ['timm', 'medical', 'hf', 'serve', 'dev']
 lib      = cfg['lib_name']
 
 setup(

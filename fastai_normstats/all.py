@@ -14,11 +14,12 @@ from . import block
 from .drift import used_stats
 from .view import plot_batch, plot_before_after, plot_drift, plot_unusual
 from .compare import Comparison, compare_stats
+from .serve import bake_stats, verify_stats
 from .images import FloatImageBlock, PILDicomFloat, PILFloat, Windows, dicom_frames, dicom_pixels, dicom_rgb
 
 __all__ = ['ClipZScore', 'Comparison', 'DatasetStats', 'FloatImageBlock', 'IMAGENET', 'ImageZScore', 'LocalResponse',
            'Measured', 'MinMax', 'NonFiniteError', 'NormStats', 'NormalisesInside', 'NotMeasured',
            'PILDicomFloat', 'PILFloat', 'Policy', 'ReadError', 'RunningStats', 'Scheme', 'StatsChoice',
-           'Windows', 'ZScore', 'choose_stats', 'clear_cache', 'compare_stats', 'dicom_frames',
+           'Windows', 'ZScore', 'bake_stats', 'choose_stats', 'clear_cache', 'compare_stats', 'dicom_frames',
            'dicom_pixels', 'dicom_rgb', 'known_models', 'measure_stats', 'model_stats', 'plot_batch',
-           'plot_before_after', 'plot_drift', 'plot_unusual', 'schemes', 'used_stats']
+           'plot_before_after', 'plot_drift', 'plot_unusual', 'schemes', 'used_stats', 'verify_stats']

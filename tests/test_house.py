@@ -11,7 +11,7 @@ import fastai_normstats.all
 
 core  = ('values moments ranks running loaders measure schemes models choice policy fingerprint cache guards transform '
          'block drift').split()
-wings = 'view compare images cli'.split()
+wings = 'view compare serve images cli'.split()
 
 def notebooks(): return sorted((root/'nbs').glob('*.ipynb'))
 
@@ -63,8 +63,9 @@ def test_the_core_knows_no_wing(name):
 
 names = """ClipZScore Comparison DatasetStats FloatImageBlock IMAGENET ImageZScore LocalResponse Measured MinMax
     NonFiniteError NormStats NormalisesInside NotMeasured PILDicomFloat PILFloat Policy ReadError RunningStats Scheme
-    StatsChoice Windows ZScore choose_stats clear_cache compare_stats dicom_frames dicom_pixels dicom_rgb known_models
-    measure_stats model_stats plot_batch plot_before_after plot_drift plot_unusual schemes used_stats""".split()
+    StatsChoice Windows ZScore bake_stats choose_stats clear_cache compare_stats dicom_frames dicom_pixels dicom_rgb
+    known_models measure_stats model_stats plot_batch plot_before_after plot_drift plot_unusual schemes used_stats
+    verify_stats""".split()
 
 def test_all_brings_the_documented_names_only():
     assert sorted(fastai_normstats.all.__all__)==sorted(names)
