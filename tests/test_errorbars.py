@@ -205,9 +205,9 @@ def test_a_large_set_is_not_read_wholly():
 
 @pytest.mark.slow
 def test_stated_half_widths_hold(moments_only):
-    """200 orders of the same 200,000 images: the true mean and std lie inside at least 93 times in 100, although the
+    """200 orders of the same 60,000 images: the true mean and std lie inside at least 93 times in 100, although the
     rule chooses when to stop"""
-    greys,inside,read = Greys(200_000),[],[]
+    greys,inside,read = Greys(60_000),[],[]
     truth = torch.stack(greys.truth)
     for seed in range(200):
         rs = measure(greys, bs=1024, seed=seed)
