@@ -6,6 +6,8 @@ import pytest
 # nobody's own cache, also for fixtures of a whole module
 os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='normstats-tests-')
 
+pytest.register_assert_rewrite('helpers')
+
 @pytest.fixture(autouse=True)
 def cache_home(monkeypatch, tmp_path_factory):
     "A cache folder of each test's own"
@@ -23,3 +25,9 @@ def passes(monkeypatch):
         return real(dl, *args, **kwargs)
     monkeypatch.setattr(transform, 'measure_stats', counted)
     return res
+
+@pytest.fixture
+def folder(tmp_path):
+    "27 images, for `helpers.block`"
+    from helpers import image_folder
+    return image_folder(tmp_path/'images', n=27)

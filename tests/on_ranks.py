@@ -1,6 +1,8 @@
-"Run by test_ranks.py on several processes: fits, and writes what each rank got to FOLDER/RANK.json"
+"""Run by test_ranks.py on three processes: fits as groups of one, two and three, and writes what each rank got to
+FOLDER/SIZE-RANK.json"""
 
-import json,random,sys,time
+import json,os,random,sys,time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,7 @@ from fastai_normstats.transform import DatasetStats
 
 out = Path(sys.argv[1])
 path,what = out/'images',sys.argv[2]
-dist.init_process_group('gloo')
-rank,size = dist.get_rank(),dist.get_world_size()
+rank,size = int(os.environ['RANK']),int(os.environ['WORLD_SIZE'])
 quiet = dict(verbose=False)
 
 def files(path): return L(sorted(path.rglob('*.png')))
@@ -156,11 +157,28 @@ class Gains(Transform):
     order = 20
     def encodes(self, x:TensorImage): return x*x.amax((1, 2, 3), keepdim=True)
 
-if what=='raises':  # and nobody catches it
+def raises():
+    "And nobody catches it"
     def mask(x):
         if rank==size-1: raise OSError('the disk of this rank is gone')
         time.sleep(.05)
         return x[:, :1]>=0
     measure_stats(loaders(bs=1).train, tol=0, mask=mask, **quiet)
-else: (out/f'{rank}.json').write_text(json.dumps({k: f() for k,f in scenarios()}))
-dist.destroy_process_group()
+
+def in_group_of(n):
+    "All scenarios as one of `n` processes, which know nothing of the groups before"
+    global size
+    size,os.environ['WORLD_SIZE'] = n,str(n)
+    dist.init_process_group('gloo', init_method=(out/f'group{n}').as_uri(), rank=rank, world_size=n)
+    (out/f'{n}-{rank}.json').write_text(json.dumps({k: f() for k,f in scenarios()}))
+    dist.destroy_process_group()
+
+if what=='raises':
+    dist.init_process_group('gloo')
+    raises()
+    dist.destroy_process_group()
+else:
+    for n in range(rank+1, size+1):  # forks, which need not import everything again
+        p = get_context('fork').Process(target=in_group_of, args=(n,))
+        p.start(), p.join()
+        if p.exitcode: sys.exit(f'rank {rank} of {n} failed')

@@ -1,6 +1,6 @@
 "Other images against the statistics in use, against numpy over the same files; what a learner's model expects"
 
-import json,re,subprocess,sys,warnings
+import json,re,warnings
 
 import numpy as np
 import pandas as pd
@@ -439,14 +439,16 @@ def test_after_loading(folder, tmp_path):
     res,df = said(again.dls.check_stats, folder, **quiet)
     assert not res and df.n.tolist()==[N]*3 and not said(again.check_stats, **quiet)[0]
 
-def command(*args):
-    "Exit status and output of `normstats` in a process of its own"
-    code = 'import sys; from fastai_normstats.cli import main; sys.exit(main(sys.argv[1:]))'
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, args)], capture_output=True, text=True)
-    return res.returncode,res.stdout+res.stderr
+@pytest.fixture
+def command(capsys):
+    "Exit status and output of `normstats`, run in this process: tests of the command line have processes of its own"
+    def run(*args):
+        capsys.readouterr()
+        return main([*map(str, args)]),''.join(capsys.readouterr())
+    return run
 
 @pytest.mark.slow
-def test_command(folder, tmp_path):
+def test_command(folder, tmp_path, command):
     "A fit, the same images, darker ones, too few, one folder at a time, mistakes"
     status,out = command('fit', folder, '--size', 16, '--out', tmp_path/'s.json')
     assert status==0, out
@@ -463,7 +465,7 @@ def test_command(folder, tmp_path):
         assert status==1 and out.startswith('normstats: ') and out.count('\n')==1, out
 
 @pytest.mark.slow
-def test_command_passes_on_what_the_guards_say(folder, tmp_path):
+def test_command_passes_on_what_the_guards_say(folder, tmp_path, command):
     status,out = command('fit', folder, '--size', 16, '--out', tmp_path/'s.json')
     deep = tmp_path/'deep'
     deep.mkdir()
@@ -481,7 +483,7 @@ def test_command_with_odd_provenance(dls, folder, tmp_path, provenance, capsys):
     assert main(['check', str(tmp_path/'s.json'), str(folder)]) in (0, 3)
 
 @pytest.mark.slow
-def test_command_says_what_it_does_not_apply(folder, tmp_path):
+def test_command_says_what_it_does_not_apply(folder, tmp_path, command):
     dls = block(batch_tfms=aug_transforms()).dataloaders(folder, **small).fit_stats(pretrained=False, **quiet)
     dls.stats_choice.save(tmp_path/'s.json')
     status,out = command('check', tmp_path/'s.json', folder)
