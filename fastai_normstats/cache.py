@@ -210,7 +210,6 @@ def _open(file):
     except Exception as e:  # there is no end to what a damaged file may raise
         _cannot(file, ' '.join(str(e).split())[:200] or type(e).__name__)
 
-# %% ../nbs/11_cache.ipynb #add64596
 def read_entry(
     folder:Path,     # From `cache_folder`
     fp:Fingerprint,  # Of the loader that is to be measured

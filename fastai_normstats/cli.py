@@ -114,7 +114,6 @@ def _check_options(p):
     _option(p, 'tol', 'as in `fit`', .01, float)
     _plot_option(p, 'comparison')
 
-# %% ../nbs/55_cli.ipynb #5f4c1c22
 def _compare_options(p):
     "The options of `compare`"
     p.add_argument('path', metavar='PATH', type=_name,
@@ -254,6 +253,22 @@ def _warned():
     ours = [w for w in said if issubclass(w.category, UserWarning) and w.filename.startswith(mine)]
     res += dict.fromkeys(f"warning: {w.message}" for w in ours)
 
+# %% ../nbs/55_cli.ipynb #5f4c1c26
+def _workers(): return min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 0)
+
+def _check_outputs(out=None, plot=None):
+    "Refuse now an output file that could not be written after the long pass"
+    for f in filter(None, (out, plot)):
+        file,why = Path(f),None
+        if not os.access(file.absolute().parent, os.W_OK): why = 'no such folder, or no permission'
+        elif file.exists() and not file.is_file(): why = 'it is a folder' if file.is_dir() else 'it is no ordinary file'
+        if why: raise CliError(f"cannot write {f}: {why}")
+    if not plot: return
+    from matplotlib.backend_bases import FigureCanvasBase
+    kind,kinds = Path(plot).suffix.lower().lstrip('.'),sorted(FigureCanvasBase.filetypes)
+    if kind in kinds: return
+    raise CliError(f"cannot draw a picture of kind '.{kind}': {plot} must end in one of {', '.join(kinds)}")
+
 # %% ../nbs/55_cli.ipynb #a57134ae
 def _step(text):
     "Say what is done next, where no bar says it"
@@ -267,7 +282,6 @@ def _blocks_of(block, splitter, size):
     from fastai.vision.augment import Resize
     return DataBlock(block, n_inp=1, splitter=splitter, item_tfms=Resize(size, method='squish'))
 
-# %% ../nbs/55_cli.ipynb #213604c1
 def _fit(args, path, name):
     "Measure the folder `path` with `DataBlock.fit_stats`: the choice, and what was warned of that does not stand in it"
     items = _images(path, args.glob)
@@ -286,22 +300,6 @@ def _fit(args, path, name):
     told = {f"warning: {w}" for w in db.stats_choice.warnings}
     return db.stats_choice,[w for w in said if w not in told]
 
-# %% ../nbs/55_cli.ipynb #5f4c1c26
-def _workers(): return min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 0)
-
-def _check_outputs(out=None, plot=None):
-    "Refuse now an output file that could not be written after the long pass"
-    for f in filter(None, (out, plot)):
-        file,why = Path(f),None
-        if not os.access(file.absolute().parent, os.W_OK): why = 'no such folder, or no permission'
-        elif file.exists() and not file.is_file(): why = 'it is a folder' if file.is_dir() else 'it is no ordinary file'
-        if why: raise CliError(f"cannot write {f}: {why}")
-    if not plot: return
-    from matplotlib.backend_bases import FigureCanvasBase
-    kind,kinds = Path(plot).suffix.lower().lstrip('.'),sorted(FigureCanvasBase.filetypes)
-    if kind in kinds: return
-    raise CliError(f"cannot draw a picture of kind '.{kind}': {plot} must end in one of {', '.join(kinds)}")
-
 # %% ../nbs/55_cli.ipynb #feaa7027
 def _picture(draw, file):
     "Write what `draw` draws to `file`"
@@ -316,7 +314,6 @@ def _plot(choice, file):
     if choice.measured is None: return _say(f"no picture written: nothing was measured (rule `{choice.rule}`)")
     _picture(choice.plot, file)
 
-# %% ../nbs/55_cli.ipynb #5f4c1c27
 def _report(choice, said, args):
     "Write what was asked for and print the choice, with what was `said` beside it"
     saved = [f"saved: {choice.save(args.out)}"] if getattr(args, 'out', None) else []
@@ -377,7 +374,6 @@ def _size_of(choice, args):
     was = f"{size[0]} x {size[1]}"
     raise CliError(f"{args.file} was measured on images of {was}, and `check` makes squares: say which `--size`")
 
-# %% ../nbs/55_cli.ipynb #5f4c1c29
 def _loaders(choice, args, items):
     "Loaders of all `items` as training images, normalised with `choice`"
     n_channels = choice.measured.n_channels if choice.measured is not None else len(choice.stats.mean)
@@ -386,22 +382,6 @@ def _loaders(choice, args, items):
     dls = db.dataloaders(items, bs=min(64, len(items)), num_workers=_workers())
     dls.fit_stats(stats=choice, cache=False, verbose=False)
     return dls
-
-def _cmd_check(args):
-    "Measure the folder like a validation set, print the comparison; 3 if anything has drifted"
-    from fastai_normstats.choice import StatsChoice
-    choice,items = StatsChoice.load(args.file),_images(Path(args.path), args.glob)
-    _check_outputs(plot=args.plot)
-    groups = _groups(args, Path(args.path), items, range(len(items)))
-    import fastai_normstats.block, fastai_normstats.drift
-    dls = _loaders(choice, args, items)
-    by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
-    against = 'used' if choice.measured is None else 'train'
-    _step(f"measuring {len(items):,} images")
-    with _warned() as said:
-        df = dls.check_stats(dls.train, by=by, groups=groups, against=against, tol=args.tol, verbose=_is_terminal())
-    _say(*said)
-    return _print_check(df, choice, args, len(items))
 
 # %% ../nbs/55_cli.ipynb #5f4c1c30
 _plain = ('create', 'Resize', 'ToTensor', 'IntToFloatTensor')  # what `check` does to images as well
@@ -426,6 +406,23 @@ def _print_check(df, choice, args, n):
         from fastai_normstats.view.choice import plot_drift
         _picture(lambda: plot_drift(df), args.plot)
     return 3 if worst=='drifted' else 0
+
+# %% ../nbs/55_cli.ipynb #5f4c1c29
+def _cmd_check(args):
+    "Measure the folder like a validation set, print the comparison; 3 if anything has drifted"
+    from fastai_normstats.choice import StatsChoice
+    choice,items = StatsChoice.load(args.file),_images(Path(args.path), args.glob)
+    _check_outputs(plot=args.plot)
+    groups = _groups(args, Path(args.path), items, range(len(items)))
+    import fastai_normstats.block, fastai_normstats.drift
+    dls = _loaders(choice, args, items)
+    by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
+    against = 'used' if choice.measured is None else 'train'
+    _step(f"measuring {len(items):,} images")
+    with _warned() as said:
+        df = dls.check_stats(dls.train, by=by, groups=groups, against=against, tol=args.tol, verbose=_is_terminal())
+    _say(*said)
+    return _print_check(df, choice, args, len(items))
 
 # %% ../nbs/55_cli.ipynb #009e6179
 def _nums(v): return ', '.join(f'{o:.6g}' for o in v)

@@ -48,6 +48,25 @@ def reading_order(
         res += members[key]
     return res
 
+# %% ../nbs/05_measure.ipynb #6a1c1912
+def check_pass(
+    tol,         # These as in `measure_stats`
+    max_images,
+    seed,
+    mask,
+    nonfinite
+):
+    "Refuse arguments of `measure_stats` that make no pass, before anything is read"
+    if isinstance(tol, bool) or not isinstance(tol, Real) or not 0<=tol<math.inf:
+        raise ValueError(f"`tol` must be a share of the std from 0 (measure everything), e.g. 0.01, got {tol!r}")
+    if max_images is not None and (type(max_images) is not int or max_images<1):
+        raise ValueError(f"`max_images` must be a whole number from 1, or None for all, got {max_images!r}")
+    if type(seed) is not int or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
+    if mask is not None and not callable(mask):
+        raise TypeError("`mask` must be a function from a batch of images to the bool tensor of pixels that count, "
+                        f"e.g. `lambda x: x[:, :1]>0`, got {type(mask).__name__}")
+    RunningStats(nonfinite)
+
 # %% ../nbs/05_measure.ipynb #f298acd8
 class _Share:
     "The training images that this process reads"
@@ -101,6 +120,30 @@ def _items_digest(dataset):
     text = repr(list(items.index if hasattr(items, 'iloc') else items))
     return None if ' at 0x' in text else hashlib.sha256(text.encode()).hexdigest()
 
+# %% ../nbs/05_measure.ipynb #22aeaaea
+@patch
+def _count(self:_Share, images, places):
+    "Count `images` of a batch in; several images of one item are a group of their own"
+    for x in images:
+        of = places if len(x)==len(places) else [places[i*len(places)//len(x)] for i in range(len(x))]
+        groups = of if len(x)>len(set(places)) or len(images)>1 else None
+        if self.labels is not None: groups = [self.labels[self.order[p]] for p in of]
+        self.stats.update(x, None if self.mask is None else self.mask(x), of, groups)
+        self.sizes.add(tuple(x.shape[2:]))
+
+@patch
+def _named(self:_Share, e, start):
+    "Error `e` with the first item from the `start`-th on that holds NaN or infinity, if it is an item's doing"
+    def wrong(x):
+        x = x if self.dl.prebatched else x[None]
+        return (~x.isfinite() & (True if self.mask is None else self.mask(x))).any()
+    def bad(i):
+        item = self.dl.do_item(i)
+        return item is not None and any(map(wrong, input_images(item, n_inputs(self.dl))))
+    try: i = next(filter(bad, [self.order[p] for p in self.mine[start:]]), None)
+    except Exception: i = None  # a loader of the user's that makes no items
+    return NonFiniteError(str(e) if i is None else f"{item_name(self.dl.dataset, i)}: {e}")
+
 # %% ../nbs/05_measure.ipynb #f298acd9
 @patch
 def reached(self:_Share):
@@ -126,30 +169,6 @@ def read(self:_Share, k, until=math.inf):
     except NonFiniteError as e: raise self._named(e, start) from e
     return self.n_items, self.reached()<until, time.time()-began
 
-# %% ../nbs/05_measure.ipynb #22aeaaea
-@patch
-def _count(self:_Share, images, places):
-    "Count `images` of a batch in; several images of one item are a group of their own"
-    for x in images:
-        of = places if len(x)==len(places) else [places[i*len(places)//len(x)] for i in range(len(x))]
-        groups = of if len(x)>len(set(places)) or len(images)>1 else None
-        if self.labels is not None: groups = [self.labels[self.order[p]] for p in of]
-        self.stats.update(x, None if self.mask is None else self.mask(x), of, groups)
-        self.sizes.add(tuple(x.shape[2:]))
-
-@patch
-def _named(self:_Share, e, start):
-    "Error `e` with the first item from the `start`-th on that holds NaN or infinity, if it is an item's doing"
-    def wrong(x):
-        x = x if self.dl.prebatched else x[None]
-        return (~x.isfinite() & (True if self.mask is None else self.mask(x))).any()
-    def bad(i):
-        item = self.dl.do_item(i)
-        return item is not None and any(map(wrong, input_images(item, n_inputs(self.dl))))
-    try: i = next(filter(bad, [self.order[p] for p in self.mine[start:]]), None)
-    except Exception: i = None  # a loader of the user's that makes no items
-    return NonFiniteError(str(e) if i is None else f"{item_name(self.dl.dataset, i)}: {e}")
-
 # %% ../nbs/05_measure.ipynb #4dcb5514
 _look  = 3072      # images to the first look and the unit of the next: whole batches on 1, 2, 3, 4, 6… processes
 _least = 3000,200  # images and groups before a pass may stop
@@ -160,25 +179,6 @@ def _known_well(rs, tol):
     "Are mean and std known to `tol` times the std in every channel, from enough images and groups?"
     if rs.n_images<_least[0] or rs.n_groups<_least[1]: return False
     return all((h<=tol*rs.std).all() for h in rs.half_widths())
-
-# %% ../nbs/05_measure.ipynb #6a1c1912
-def check_pass(
-    tol,         # These as in `measure_stats`
-    max_images,
-    seed,
-    mask,
-    nonfinite
-):
-    "Refuse arguments of `measure_stats` that make no pass, before anything is read"
-    if isinstance(tol, bool) or not isinstance(tol, Real) or not 0<=tol<math.inf:
-        raise ValueError(f"`tol` must be a share of the std from 0 (measure everything), e.g. 0.01, got {tol!r}")
-    if max_images is not None and (type(max_images) is not int or max_images<1):
-        raise ValueError(f"`max_images` must be a whole number from 1, or None for all, got {max_images!r}")
-    if type(seed) is not int or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
-    if mask is not None and not callable(mask):
-        raise TypeError("`mask` must be a function from a batch of images to the bool tensor of pixels that count, "
-                        f"e.g. `lambda x: x[:, :1]>0`, got {type(mask).__name__}")
-    RunningStats(nonfinite)
 
 # %% ../nbs/05_measure.ipynb #f654dcd4
 def _check_same_items(opened):

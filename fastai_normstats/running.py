@@ -197,33 +197,6 @@ class RunningStats(_Summary):
 
     def __add__(self, other): return copy(self).merge(other)
 
-# %% ../nbs/03_running.ipynb #ecb11271
-_most_waiting = 256  # batches that wait to be written into the table
-
-@patch(as_prop=True)
-def n_channels(self:RunningStats):
-    "Channels of the images counted so far, `None` before the first"
-    if self._pending: return self._pending[0][0].shape[-1]
-    return self._rows.m.shape[-1] or None
-
-@patch
-def update(self:RunningStats,
-    x:Tensor,          # A batch (B, C, *spatial), any real dtype, on any device; one item = one image
-    mask:Tensor=None,  # bool, broadcastable to (B, 1, *spatial): only True pixels count
-    items=None,        # What the images are called, B values; `None`: their numbers
-    groups=None        # Whose they are (patient, volume, slide), B values; `None`: each image is a group of its own
-):
-    "Write the images of batch `x` into the ledger; a batch that is refused changes nothing. Returns self"
-    x = check_batch(x, self.n_channels)
-    valid = None if mask is None else check_mask(mask, x).flatten(2)
-    names = _labels('items', items, len(x)),_labels('groups', groups, len(x))
-    width = x.shape[-1]
-    batch = self._counted(floating(x).flatten(2).contiguous(), valid, width)
-    if x.device.type=='cpu' and (error := _refusal(*batch)): raise error
-    self._pending = [*self._pending, (*batch, *names)]  # a new list: copies share the old one
-    if len(self._pending)>=_most_waiting: self._settle()
-    return self
-
 # %% ../nbs/03_running.ipynb #ded15d95
 @patch
 def _counted(self:RunningStats, x, valid, width):
@@ -260,6 +233,68 @@ def _settle(self:RunningStats):
     if new: self._rows = _trimmed(_joined([self._rows, *new]))
     if any(errors): raise next(filter(None, errors))
     return self._rows
+
+# %% ../nbs/03_running.ipynb #ecb11271
+_most_waiting = 256  # batches that wait to be written into the table
+
+@patch(as_prop=True)
+def n_channels(self:RunningStats):
+    "Channels of the images counted so far, `None` before the first"
+    if self._pending: return self._pending[0][0].shape[-1]
+    return self._rows.m.shape[-1] or None
+
+@patch
+def update(self:RunningStats,
+    x:Tensor,          # A batch (B, C, *spatial), any real dtype, on any device; one item = one image
+    mask:Tensor=None,  # bool, broadcastable to (B, 1, *spatial): only True pixels count
+    items=None,        # What the images are called, B values; `None`: their numbers
+    groups=None        # Whose they are (patient, volume, slide), B values; `None`: each image is a group of its own
+):
+    "Write the images of batch `x` into the ledger; a batch that is refused changes nothing. Returns self"
+    x = check_batch(x, self.n_channels)
+    valid = None if mask is None else check_mask(mask, x).flatten(2)
+    names = _labels('items', items, len(x)),_labels('groups', groups, len(x))
+    width = x.shape[-1]
+    batch = self._counted(floating(x).flatten(2).contiguous(), valid, width)
+    if x.device.type=='cpu' and (error := _refusal(*batch)): raise error
+    self._pending = [*self._pending, (*batch, *names)]  # a new list: copies share the old one
+    if len(self._pending)>=_most_waiting: self._settle()
+    return self
+
+# %% ../nbs/03_running.ipynb #df511850
+@patch
+def _seen(self:RunningStats):
+    "The table, or a ValueError where it has nothing to say"
+    rows = self._settle()
+    if not rows.n_pixels.any(): raise ValueError("no images counted yet: call `update` with a batch first")
+    none = np.flatnonzero(~rows.m[0].any(0))
+    if len(none): raise ValueError(f"no pixel of channel {none[0]} was counted: all are masked, NaN or infinite")
+    return rows
+
+@patch(as_prop=True)
+def items(self:RunningStats)->list:
+    "What the images are called, row by row"
+    return [i if o is None else o for i,o in enumerate(self._settle().items)]
+
+@patch
+@_once
+def _codes(self:RunningStats):
+    "The number (N,) of each row's group"
+    groups = self._settle().groups
+    if not self.grouped: return np.arange(len(groups))
+    own = [(i,) if g is None else str(g) for i,g in enumerate(groups)]  # a tuple equals no name
+    return pd.factorize(pd.Series(own, dtype=object))[0]
+
+@patch(as_prop=True)
+def n_groups(self:RunningStats)->int:
+    "Groups of which at least one pixel was counted; as many as images where nothing is said of groups"
+    return len(np.unique(self._codes()[self._settle().n_pixels>0]))
+
+@patch(as_prop=True)
+def group_size(self:RunningStats)->float:
+    "Images in the group of an image, on average over images"
+    sizes = np.bincount(self._codes()[self._seen().n_pixels>0])
+    return float((sizes**2).sum()/sizes.sum())
 
 # %% ../nbs/03_running.ipynb #f4a2959d
 @patch
@@ -316,41 +351,6 @@ def all_reduce(self:RunningStats,
     res = jointly(total, group)[0]  # rank 0's bits, whatever the processors of the others round to
     vars(self).update(vars(res), image_size=self.image_size, unit=self.unit)
     return self
-
-# %% ../nbs/03_running.ipynb #df511850
-@patch
-def _seen(self:RunningStats):
-    "The table, or a ValueError where it has nothing to say"
-    rows = self._settle()
-    if not rows.n_pixels.any(): raise ValueError("no images counted yet: call `update` with a batch first")
-    none = np.flatnonzero(~rows.m[0].any(0))
-    if len(none): raise ValueError(f"no pixel of channel {none[0]} was counted: all are masked, NaN or infinite")
-    return rows
-
-@patch(as_prop=True)
-def items(self:RunningStats)->list:
-    "What the images are called, row by row"
-    return [i if o is None else o for i,o in enumerate(self._settle().items)]
-
-@patch
-@_once
-def _codes(self:RunningStats):
-    "The number (N,) of each row's group"
-    groups = self._settle().groups
-    if not self.grouped: return np.arange(len(groups))
-    own = [(i,) if g is None else str(g) for i,g in enumerate(groups)]  # a tuple equals no name
-    return pd.factorize(pd.Series(own, dtype=object))[0]
-
-@patch(as_prop=True)
-def n_groups(self:RunningStats)->int:
-    "Groups of which at least one pixel was counted; as many as images where nothing is said of groups"
-    return len(np.unique(self._codes()[self._settle().n_pixels>0]))
-
-@patch(as_prop=True)
-def group_size(self:RunningStats)->float:
-    "Images in the group of an image, on average over images"
-    sizes = np.bincount(self._codes()[self._seen().n_pixels>0])
-    return float((sizes**2).sum()/sizes.sum())
 
 # %% ../nbs/03_running.ipynb #5f2d7c01
 @patch
@@ -503,14 +503,6 @@ def _are_edges(v): return v.ndim==1 and len(v)>1 and np.isfinite(v).all() and (n
 
 def _shares(q): return _checked('q', q, "lie between 0 and 1", _are_shares)
 
-@patch
-def density(self:_Summary,
-    edges  # E+1 increasing values
-)->Tensor:
-    "Share of all pixels per unit of value in each bin (C, E); the last bin holds its upper edge"
-    edges = _checked('edges', edges, "be two or more increasing finite numbers", _are_edges)
-    return _tensor(np.stack([_density(*o, edges) for o in self._mixtures()]))
-
 # %% ../nbs/03_running.ipynb #ab2c2a61
 @patch
 def row_quantiles(self:RunningStats)->tuple:
@@ -536,6 +528,14 @@ def quantile(self:RunningStats,
     res = np.stack([_quantiles(*o, qs) for o in self._mixtures()], -1).clip(lo, hi)
     for end,value in ((0., lo), (1., hi)): res[qs==end] = value  # of all images, and in float64
     return _tensor(res)
+
+@patch
+def density(self:_Summary,
+    edges  # E+1 increasing values
+)->Tensor:
+    "Share of all pixels per unit of value in each bin (C, E); the last bin holds its upper edge"
+    edges = _checked('edges', edges, "be two or more increasing finite numbers", _are_edges)
+    return _tensor(np.stack([_density(*o, edges) for o in self._mixtures()]))
 
 # %% ../nbs/03_running.ipynb #5f2d7c08
 OFF    = tuple(sorted({*LEVELS, .0005, .002, .998, .9995}))           # levels of how far single images lie off

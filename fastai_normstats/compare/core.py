@@ -67,37 +67,6 @@ class Comparison:
         "The rows of candidate `name` whose run did not fail"
         return self.runs[(self.runs.candidate==name) & self.runs.error.isna()]
 
-# %% ../../nbs/42_compare.ipynb #83b1d311
-def compare_stats(
-    dblock:DataBlock,              # Any Normalize in it is left out
-    source,                        # What `dataloaders` takes: the folder, the DataFrame…
-    learner,                       # Function from loaders to a new Learner
-    stats=('imagenet', 'custom'),  # What `stats=` or `scheme=` takes: a list, or a dict by name; first the reference
-    seeds:int|list=3,              # How many, or which: each trains every candidate once a fold
-    folds:int=None,                # Of a cross-validation; `None`: the block's own splitter, or 5 with `groups`
-    groups=None,                   # Function from an item to its patient, a column, or a list: never on both sides
-    epochs:int=1,                  # Of each run
-    folder=None,                   # Keep finished runs here, and do not make them again; `None`: nowhere
-    *,
-    fit=Learner.fit_one_cycle,     # Function of learner and `epochs` that trains: e.g. `Learner.fine_tune`
-    train_size:int=None,           # Train on this many images of each split, with the classes' shares; `None`: all
-    positive:str=None,             # Of two classes, the one to find; `None`: the last of the vocabulary
-    metrics:dict=None,             # More: name → function of (y, p), p (n,) of the positive of two classes, else (n, C)
-    verbose:bool=True,             # Show progress and print the verdict?
-    **kwargs                       # Of `DatasetStats` (`model`, `mask`…) and of `dataloaders` (`bs`, `num_workers`…)
-)->Comparison:
-    "Train the same learner under each candidate, alike in all else"
-    seeds = _check_arguments(seeds, folds, epochs, learner, fit, metrics, folder)
-    if groups is not None and folds is None: folds = 5
-    own = _own_keywords(dblock, kwargs)
-    recipes,data = candidates_of(stats, own),gather(dblock, source, groups, kwargs)
-    flip = _is_flipped(data.classes, positive)
-    jobs = jobs_of(data, recipes, seeds, folds, train_size)
-    store = Store(folder, lambda: plan_of(data, learner, fit, epochs, own, folds, train_size))
-    records = run_all(data, jobs, store, verbose, learner, fit, epochs, own)
-    setup = _setup(data, recipes, jobs, flip) | dict(epochs=epochs, folds=folds, train_size=train_size)
-    return _told(Comparison([_finish(r, flip, metrics or {}) for r in records], setup), verbose)
-
 # %% ../../nbs/42_compare.ipynb #78584146
 def _whole(name, v, least):
     if isinstance(v, bool) or not isinstance(v, Integral) or v<least:
@@ -175,6 +144,37 @@ def _told(res, verbose):
         for w in said.values(): warnings.warn(f"{c}: {w}")
     if verbose: print(res.verdict)
     return res
+
+# %% ../../nbs/42_compare.ipynb #83b1d311
+def compare_stats(
+    dblock:DataBlock,              # Any Normalize in it is left out
+    source,                        # What `dataloaders` takes: the folder, the DataFrame…
+    learner,                       # Function from loaders to a new Learner
+    stats=('imagenet', 'custom'),  # What `stats=` or `scheme=` takes: a list, or a dict by name; first the reference
+    seeds:int|list=3,              # How many, or which: each trains every candidate once a fold
+    folds:int=None,                # Of a cross-validation; `None`: the block's own splitter, or 5 with `groups`
+    groups=None,                   # Function from an item to its patient, a column, or a list: never on both sides
+    epochs:int=1,                  # Of each run
+    folder=None,                   # Keep finished runs here, and do not make them again; `None`: nowhere
+    *,
+    fit=Learner.fit_one_cycle,     # Function of learner and `epochs` that trains: e.g. `Learner.fine_tune`
+    train_size:int=None,           # Train on this many images of each split, with the classes' shares; `None`: all
+    positive:str=None,             # Of two classes, the one to find; `None`: the last of the vocabulary
+    metrics:dict=None,             # More: name → function of (y, p), p (n,) of the positive of two classes, else (n, C)
+    verbose:bool=True,             # Show progress and print the verdict?
+    **kwargs                       # Of `DatasetStats` (`model`, `mask`…) and of `dataloaders` (`bs`, `num_workers`…)
+)->Comparison:
+    "Train the same learner under each candidate, alike in all else"
+    seeds = _check_arguments(seeds, folds, epochs, learner, fit, metrics, folder)
+    if groups is not None and folds is None: folds = 5
+    own = _own_keywords(dblock, kwargs)
+    recipes,data = candidates_of(stats, own),gather(dblock, source, groups, kwargs)
+    flip = _is_flipped(data.classes, positive)
+    jobs = jobs_of(data, recipes, seeds, folds, train_size)
+    store = Store(folder, lambda: plan_of(data, learner, fit, epochs, own, folds, train_size))
+    records = run_all(data, jobs, store, verbose, learner, fit, epochs, own)
+    setup = _setup(data, recipes, jobs, flip) | dict(epochs=epochs, folds=folds, train_size=train_size)
+    return _told(Comparison([_finish(r, flip, metrics or {}) for r in records], setup), verbose)
 
 # %% ../../nbs/42_compare.ipynb #0ee7f383
 @patch

@@ -404,9 +404,28 @@ def _warn_of_unknown(fp):
     warnings.warn(f"whether data changes between calls with this `folder` cannot be told ({why}): "
                   "use another one where it does")
 
-# %% ../../nbs/41_compare_runs.ipynb #f6ddde58
+# %% ../../nbs/41_compare_runs.ipynb #58a0086e
 _needed = ('losses', 'probs', 'y', 'seconds', 'ratio')
 
+def _check_plan(file, plan):
+    "Refuse a folder that holds something else than runs of this `plan`"
+    try: d = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f"cannot read {file} ({e}): give another `folder`") from e
+    if not isinstance(d, dict) or d.get('format')!=runs_format or not isinstance(d.get('plan'), dict):
+        raise ValueError(f"{file} is not of a comparison: give another `folder`")
+    other = [k for k,v in plan.items() if not _same_part(v, d['plan'].get(k))]
+    if other:
+        raise ValueError(f"{file.parent} holds runs of another comparison (different: {', '.join(other)}): "
+                         "give another `folder`")
+
+def _usable(record, job):
+    "`record` if it is that of `job` and whole, `None` if the run failed"
+    if record.get('error') or record['split']!=job.split: return None
+    lack = [k for k in _needed if k not in record]
+    if lack: raise ValueError(f'it lacks {lack[0]!r}')
+    return record | dict(candidate=job.candidate)
+
+# %% ../../nbs/41_compare_runs.ipynb #f6ddde58
 class Store:
     "Records of runs in a folder, or nowhere"
     def __init__(self,
@@ -435,25 +454,6 @@ class Store:
         try: write_json(self._file(job), record)
         except OSError as e:
             warnings.warn(f"cannot keep a finished run in {self.folder} ({e}): it will be made again next time")
-
-# %% ../../nbs/41_compare_runs.ipynb #58a0086e
-def _check_plan(file, plan):
-    "Refuse a folder that holds something else than runs of this `plan`"
-    try: d = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f"cannot read {file} ({e}): give another `folder`") from e
-    if not isinstance(d, dict) or d.get('format')!=runs_format or not isinstance(d.get('plan'), dict):
-        raise ValueError(f"{file} is not of a comparison: give another `folder`")
-    other = [k for k,v in plan.items() if not _same_part(v, d['plan'].get(k))]
-    if other:
-        raise ValueError(f"{file.parent} holds runs of another comparison (different: {', '.join(other)}): "
-                         "give another `folder`")
-
-def _usable(record, job):
-    "`record` if it is that of `job` and whole, `None` if the run failed"
-    if record.get('error') or record['split']!=job.split: return None
-    lack = [k for k in _needed if k not in record]
-    if lack: raise ValueError(f'it lacks {lack[0]!r}')
-    return record | dict(candidate=job.candidate)
 
 # %% ../../nbs/41_compare_runs.ipynb #687152de
 def run_all(

@@ -123,7 +123,6 @@ def _values(fn):
     _check_pillow(fn, 'the image')
     return np.asarray(fn)
 
-# %% ../../nbs/50_images.ipynb #645da5fa
 class PILFloat(PILBase):
     "An image of one channel of float32, in the units of the file: 16-bit and float files are not clipped"
     _show_args,_tensor_cls,_read = {'cmap': 'gray'},TensorImageFloat,staticmethod(_values)

@@ -93,7 +93,6 @@ def _coarser(counts):
     while k<16 and len(counts)%(2*k)==0 and (_merged(counts, k)[first//k:last//k+1]>0).mean()<.75: k *= 2
     return k
 
-# %% ../../nbs/32_view_batches.ipynb #ecac3d0e
 def _density(v, lo, hi, bins=64):
     "Histogram of values `v` over `lo` to `hi`, as a share of all values per unit, and its edges"
     counts,edges = np.histogram(v, bins, (lo, hi))
@@ -152,7 +151,6 @@ def _draw_side(ax, values, rows, looks, span, normal, n_rows):
     normal_row = ('N(0, 1)', 0., 1., '#777777', 'o', '--', None)
     draw_rows(ax, top, rows + [normal_row]*normal, n_rows=n_rows)
 
-# %% ../../nbs/32_view_batches.ipynb #976f5fac
 def _used_candidate(dls):
     "Name and colour of the statistics in use; neither for a plain Normalize"
     choice = getattr(dls, 'stats_choice', None)
@@ -197,7 +195,6 @@ def _candidate_tfm(choice, candidate):
         choice = choose_stats(choice.n_images, choice.measured, choice.model, **keyword_for(candidate))
     return DatasetStats(*choice.stats, scheme=choice.scheme)
 
-# %% ../../nbs/32_view_batches.ipynb #74d14573
 def _usual(choice, n_channels):
     "The candidates that are drawn where none are named"
     models = {'imagenet': 'imagenet'} if n_channels==3 and choice.rule!='range' else {}
@@ -255,6 +252,40 @@ def _show(ax, x, lo=-_limit, hi=_limit):
     ax.spines[:].set_visible(False)
     return im
 
+# %% ../../nbs/32_view_batches.ipynb #ad90bbe4
+def _size(x, rows, cols):
+    "Inches for a figure with room for labels and a scale"
+    width = min(1.9, 7/cols)
+    return 2.6+width*cols,.4+(width*x.shape[1]/x.shape[2]+.1)*rows
+
+def _draw_candidate(row, name, tfm, xs, channels, color):
+    "Images `xs` as `tfm` makes them, in a row with its name and a line of its `color`"
+    normalised = [tfm(x[None])[0] for x in xs]
+    for ax,x in zip(row, normalised): im = _show(ax, x[channels])
+    label = _row_label(name, _subtracted(tfm, xs[0][None]), normalised, channels)
+    row[0].set_ylabel(label, rotation=0, ha='right', va='center', labelpad=8)
+    row[0].spines['left'].set(visible=True, color=color, linewidth=4)
+    return im
+
+def _row_label(name, fixed, xs, channels):
+    "A candidate's name and numbers, and what it makes of these images"
+    v = torch.cat([x[channels].flatten() for x in xs]).double()
+    made = mean_std_text(v.mean().item(), v.std(correction=0).item())
+    return '\n'.join([str(name), *_numbers(fixed, channels), '', 'these images:', made])
+
+def _which_channels(channels, n):
+    "Which of `n` channels are shown, where that needs to be said"
+    if n in (1, 3) and len(channels)==n: return ''
+    return f"channel{'s'*(len(channels)>1)} {', '.join(map(str, channels))} of {n}: "
+
+def _scale(axs, im, channels, n, new):
+    "How to read the colours: a colour bar, or a sentence"
+    grey = len(channels)==1
+    scale = (f'black −{_limit} σ, white {_limit} σ' if grey else
+             f'each colour from −{_limit} σ (none) to {_limit} σ (full)')
+    say_below(axs[0,0] if new else axs[-1,0], f'{_which_channels(channels, n)}{scale}, beyond cut off', new)
+    if new and grey: axs[0,0].figure.colorbar(im, ax=axs, extend='both', shrink=.9, label='σ')
+
 # %% ../../nbs/32_view_batches.ipynb #ad5dd02f
 def plot_batch(
     dls:DataLoaders,     # Loaders that were fitted: candidates are made with their `stats_choice`
@@ -280,41 +311,6 @@ def plot_batch(
         for row,(name,tfm) in zip(axs, tfms.items()): im = _draw_candidate(row, name, tfm, xs, channels, colors[name])
         _scale(axs, im, channels, len(xs[0]), new)
     return axs
-
-# %% ../../nbs/32_view_batches.ipynb #ad90bbe4
-def _size(x, rows, cols):
-    "Inches for a figure with room for labels and a scale"
-    width = min(1.9, 7/cols)
-    return 2.6+width*cols,.4+(width*x.shape[1]/x.shape[2]+.1)*rows
-
-def _draw_candidate(row, name, tfm, xs, channels, color):
-    "Images `xs` as `tfm` makes them, in a row with its name and a line of its `color`"
-    normalised = [tfm(x[None])[0] for x in xs]
-    for ax,x in zip(row, normalised): im = _show(ax, x[channels])
-    label = _row_label(name, _subtracted(tfm, xs[0][None]), normalised, channels)
-    row[0].set_ylabel(label, rotation=0, ha='right', va='center', labelpad=8)
-    row[0].spines['left'].set(visible=True, color=color, linewidth=4)
-    return im
-
-def _row_label(name, fixed, xs, channels):
-    "A candidate's name and numbers, and what it makes of these images"
-    v = torch.cat([x[channels].flatten() for x in xs]).double()
-    made = mean_std_text(v.mean().item(), v.std(correction=0).item())
-    return '\n'.join([str(name), *_numbers(fixed, channels), '', 'these images:', made])
-
-# %% ../../nbs/32_view_batches.ipynb #81106550
-def _which_channels(channels, n):
-    "Which of `n` channels are shown, where that needs to be said"
-    if n in (1, 3) and len(channels)==n: return ''
-    return f"channel{'s'*(len(channels)>1)} {', '.join(map(str, channels))} of {n}: "
-
-def _scale(axs, im, channels, n, new):
-    "How to read the colours: a colour bar, or a sentence"
-    grey = len(channels)==1
-    scale = (f'black −{_limit} σ, white {_limit} σ' if grey else
-             f'each colour from −{_limit} σ (none) to {_limit} σ (full)')
-    say_below(axs[0,0] if new else axs[-1,0], f'{_which_channels(channels, n)}{scale}, beyond cut off', new)
-    if new and grey: axs[0,0].figure.colorbar(im, ax=axs, extend='both', shrink=.9, label='σ')
 
 # %% ../../nbs/32_view_batches.ipynb #7a10c3d3
 def _top(ledger, n):
