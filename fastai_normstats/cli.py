@@ -134,6 +134,16 @@ def _compare_options(p):
     _option(p, 'out', 'write everything to this JSON file, for `Comparison.load`')
     _plot_option(p, 'comparison')
 
+# %% ../nbs/55_cli.ipynb #3be7d55a
+_formats = ('torchvision', 'huggingface', 'timm', 'openvino', 'coreml', 'onnx', 'albumentations')
+
+def _export_options(p):
+    "The options of `export`"
+    p.add_argument('--to', required=True, metavar='FORMAT', type=_name, help='one of '+', '.join(_formats))
+    _option(p, 'out', 'write to this file or folder, for onnx into this model (default: print it)', metavar='PATH')
+    _size_option(p, None, ' first (default: images come in their size)')
+    _option(p, 'resample', 'how to resize: nearest, bilinear, bicubic or lanczos', 'bilinear')
+
 # %% ../nbs/55_cli.ipynb #3be7d559
 _about = dict(
     fit     = 'measure an image folder and choose statistics',
@@ -141,6 +151,8 @@ _about = dict(
     check   = 'compare other images with saved statistics; exit status 0 alike or too few to tell, 3 drifted, 1 error',
     models  = 'list the pretrained models whose statistics are known, or what one of them expects',
     compare = 'train under each candidate on a folder of images, a subfolder a class: does it help?',
+    export  = 'write a saved choice as another framework reads it: torchvision, Hugging Face, timm, ONNX and others',
+    verify  = 'is what is served what was chosen? exit status 0 the same, 3 a mistake (named), 1 error',
     cache   = 'say which measurements are kept, so that a second fit need not measure, and where',
     demo    = "run `fit` on scikit-learn's 1,797 handwritten digits")
 
@@ -156,7 +168,9 @@ def _parser():
     _fit_options(of['fit'])
     _glob_option(of['fit'])
     _group_option(of['fit'], 'how well the numbers are known then counts patients, not images')
-    for k in ('show', 'check'):
+    of['verify'].add_argument('artefact', metavar='ARTEFACT', type=_name,
+                              help='Hugging Face or timm folder, its JSON file, or an ONNX file')
+    for k in ('show', 'check', 'export', 'verify'):
         of[k].add_argument('file', metavar='FILE', type=_name,
                            help='a JSON file that `normstats fit --out` or `StatsChoice.save` wrote')
     _plot_option(of['show'], 'histograms')
@@ -166,6 +180,8 @@ def _parser():
     of['models'].add_argument('--domain', default='',
                               help="only those for kinds of images that hold this, e.g. 'x-ray'")
     _compare_options(of['compare'])
+    _export_options(of['export'])
+    _option(of['verify'], 'images', 'also compare on pixels of the images in this folder', metavar='PATH')
     of['cache'].add_argument('--clear', action='store_true', help='remove them all')
     _fit_options(of['demo'], size=64)
     of['demo'].set_defaults(plot='normstats-demo.png', group=None, glob=None)
@@ -508,6 +524,46 @@ def _cmd_compare(args):
     if res.runs.error.notna().all(): raise CliError(f"no run finished, the first failed with {res.runs.error.iloc[0]}")
     if args.plot: _picture(res.plot, args.plot)
 
+# %% ../nbs/55_cli.ipynb #5f4c1c41
+def _cmd_export(args):
+    "Print what another framework reads, or write it"
+    from fastai_normstats.choice import StatsChoice
+    from fastai_normstats.serve.formats import export_text, format_name, write_text
+    choice,format = StatsChoice.load(args.file),format_name(args.to)
+    text = export_text(choice, format, args.size, args.resample)
+    if args.out is None: return _say(text.rstrip())
+    _say(f"written: {write_text(args.out, format, text)}")
+
+def _some_pixels(path, n_channels, most=16, each=32):
+    "Pixels (1, C, K) of at most `most` images below `path`, as they are served"
+    import numpy as np
+    from fastai.data.transforms import ToTensor
+    items = _images(path)
+    items = [items[i] for i in np.linspace(0, len(items)-1, min(most, len(items))).astype(int)]
+    make,to = _block(items, items[0], n_channels)[0].type_tfms,ToTensor()
+    res = []
+    for f in items:
+        x = f
+        for t in make: x = t(x)
+        v = np.asarray(to(x), dtype=np.float64)
+        v = v.reshape(len(v), -1)
+        if len(v)!=n_channels: raise CliError(f"{f} has {len(v)} channels, and the statistics {n_channels}")
+        res.append(v[:,np.linspace(0, v.shape[1]-1, min(each, v.shape[1])).astype(int)])
+    return np.concatenate(res, 1)[None]
+
+# %% ../nbs/55_cli.ipynb #5f4c1c42
+def _cmd_verify(args):
+    "Say whether what is served is what was chosen; 3 where it is not"
+    from fastai_normstats.choice import StatsChoice
+    from fastai_normstats.serve import verify_stats
+    from fastai_normstats.serve.formats import served_pixels
+    choice = StatsChoice.load(args.file)
+    pixels = None
+    if args.images: pixels = _some_pixels(Path(args.images), served_pixels(choice).n_channels)
+    found = verify_stats(args.artefact, choice, images=pixels)
+    _say(found)
+    return 0 if found else 3
+
 # %% ../nbs/55_cli.ipynb #5f4c1b09
 def _used(f): return datetime.fromtimestamp(f.stat().st_mtime, timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
 
@@ -526,7 +582,7 @@ def _cmd_cache(args):
 
 # %% ../nbs/55_cli.ipynb #91f57d2c
 _commands = dict(fit=_cmd_fit, show=_cmd_show, check=_cmd_check, compare=_cmd_compare, models=_cmd_models,
-                 cache=_cmd_cache, demo=_cmd_demo)
+                 export=_cmd_export, verify=_cmd_verify, cache=_cmd_cache, demo=_cmd_demo)
 
 def _one_line(e):
     if isinstance(e, OSError) and e.filename and e.strerror: return f"{e.strerror}: {e.filename}"
@@ -554,7 +610,7 @@ def _let_go_of_stdout():
 def main(
     argv:list|None=None  # Arguments; `None`: those of the process
 )->int:
-    "Run `normstats`; exit status 0, 1 after a mistake (a line on stderr), 3 if `check` found drift, 130 after Ctrl-C"
+    "Run `normstats`; exit status 0, 1 after an error (a line on stderr), 3 for drift or a mistake, 130 after Ctrl-C"
     try: return _run(argv)
     except KeyboardInterrupt as e:
         _complain(f"interrupted, {_one_line(e) if e.args else 'nothing was written'}")
