@@ -166,9 +166,11 @@ def raises():
     measure_stats(loaders(bs=1).train, tol=0, mask=mask, **quiet)
 
 def in_group_of(n):
-    "All scenarios as one of `n` processes, which know nothing of the groups before"
-    global size
-    size,os.environ['WORLD_SIZE'] = n,str(n)
+    "All scenarios as one of `n` processes, which know nothing of the groups before; another one is the first in each"
+    global rank,size
+    rank,size = n-1-rank,n
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n))
+    np.random.seed()  # a fork takes NumPy's state along, and of Python's generator it makes a new one
     dist.init_process_group('gloo', init_method=(out/f'group{n}').as_uri(), rank=rank, world_size=n)
     (out/f'{n}-{rank}.json').write_text(json.dumps({k: f() for k,f in scenarios()}))
     dist.destroy_process_group()

@@ -40,13 +40,13 @@ class Images:
         self.std  = math.sqrt((w*(m2+s2)).sum()-self.mean**2)
 
     def draw(self, n, n_channels, g):
-        "`n` random images in batches of up to 200 of a kind, which stay in a processor's cache"
+        "`n` random images, those of a kind as a batch"
         of = torch.multinomial(torch.tensor([k[0] for k in self.kinds]), n, replacement=True, generator=g)
         for i,(_,side,m,s) in enumerate(self.kinds):
             if not (k := int((of==i).sum())): continue
             def between(lo, hi): return lo+(hi-lo)*torch.rand(k, n_channels, 1, 1, generator=g)
             x = between(*m)+between(*s)*torch.randn(k, n_channels, side//2, side//2, generator=g)
-            for b in x.split(200): yield b[...,None,:,None].expand(-1, -1, -1, 2, -1, 2).flatten(4).flatten(2, 3)
+            yield x[...,None,:,None].expand(-1, -1, -1, 2, -1, 2).flatten(4).flatten(2, 3)
 
 alike   = Images((1., 20, (.1, .7), (.02, .3)))
 unequal = Images((.5, 16, (.1, .5), (.02, .2)), (.3, 20, (.3, .7), (.02, .3)),
