@@ -87,7 +87,6 @@ def panels_per_row(n):
     if n<=4: return n
     return 3 if n in (5, 6, 9) else 4
 
-# %% ../../nbs/30_view_kit.ipynb #bd689340
 def style_axes(ax, title=None, xlabel=None):
     "No frame but the line below; what it shows above left"
     from matplotlib import rcParams
