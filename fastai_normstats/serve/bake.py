@@ -194,13 +194,14 @@ def _put_in(model, choice, input):
         n = choice.measured.n_channels if choice.measured else len(choice.stats.mean)
         return own,f"scheme {choice.scheme.name!r} stands in front",n,{}
     served = served_pixels(choice, 'bake_stats')
-    p = served.times(factor/255 if units_of(choice)==(0., 1.) else factor)
+    times = factor/255 if units_of(choice)==(0., 1.) else factor  # from pixels as served to what the network is given
+    p = served.times(times)
     left,how = _fold_first(model, p)
     inside = 'front'
     if left is None: left,how = _front(p, _n_spatial(model, choice)),f"mean and std stand in front: {how}"
     else: inside = 'first convolution' if left.mean is None else 'front and first convolution'
     if inside=='front and first convolution': how += ", and the mean is subtracted in front"
-    return left,how,p.n_channels,onnx_metadata(served, choice, inside, input)
+    return left,how,p.n_channels,onnx_metadata(served, choice, inside, input, times)
 
 # %% ../../nbs/46_serve_bake.ipynb #b6100022
 def bake_stats(

@@ -120,10 +120,10 @@ def origin(choice)->dict:
     if when := choice.provenance.get('measured_at'): res['measured_at'] = str(when)[:40]
     return res | dict(written_by=f'fastai_normstats {__version__}')
 
-def onnx_metadata(p, choice, inside='', input=''):
+def onnx_metadata(p, choice, inside='', input='', times=1.):
     "Metadata of an ONNX file: `image_normalize` for a network that is given normalised images, and the origin"
     numbers = dict(mean=p.scaled(p.mean), std=p.scaled(p.std))
-    own = numbers | dict(scaling=p.scaling, inside=inside, input=input, **origin(choice))
+    own = numbers | dict(scaling=p.scaling, inside=inside, input=input, times=times, **origin(choice))
     if p.low is not None: own |= dict(low=p.scaled(p.low), high=p.scaled(p.high))
     res = {} if inside else dict(image_normalize=json.dumps(numbers))
     return res | dict(fastai_normstats=json.dumps(own))

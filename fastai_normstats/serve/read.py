@@ -240,12 +240,13 @@ def _json_of(meta, key, where):
 def _baked(own, see, where):
     "The reading of a baked network, the part of whose numbers that went into its weights is known from its metadata"
     mean,std = _pair(own, ('mean', 'std'), where)
-    factor = _positive(own, 'scaling', 1., where) if own.get('input')=='uint8' else 1.
+    times = _positive(own, 'times', 1., where)  # what pixels are multiplied by before it is given them
+    factor = times*_positive(own, 'scaling', 1., where)
     mean,std = (np.asarray(o)*factor for o in (mean, std))
     inside,takes = own['inside'],str(own.get('input'))[:10]
     rest = {'front': lambda y: y, 'front and first convolution': lambda y: y/std}.get(inside, lambda y: (y-mean)/std)
     said = '' if inside=='front' else "the part in its first convolution as its metadata has it"
-    return Reading(where, lambda c: rest(see(c)), (mean.tolist(), std.tolist()), takes=takes, metadata=said)
+    return Reading(where, lambda c: rest(see(np.asarray(c)*times)), (mean.tolist(), std.tolist()), takes=takes, metadata=said)
 
 # %% ../../nbs/47_serve_read.ipynb #c7100027
 def _identical(see, n): return np.allclose(see(np.tile([[0.], [1.], [200.]], (1, n))), [[0.], [1.], [200.]])
