@@ -105,7 +105,7 @@ def test_timm_folder_keeps_what_it_says_besides(tmp_path):
     before = json.loads((tmp_path/'config.json').read_text())
     choice.export('timm', tmp_path, size=24)
     after = json.loads((tmp_path/'config.json').read_text())
-    assert {k: v for k,v in after.items() if k!='pretrained_cfg'}=={k: v for k,v in before.items() if k!='pretrained_cfg'}
+    assert after.keys()==before.keys() and all(after[k]==before[k] for k in before if k!='pretrained_cfg')
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
     config = timm.data.resolve_data_config(model=loaded)
     np.testing.assert_allclose([config['mean'], config['std']], [*choice.stats], rtol=1e-6)
@@ -360,3 +360,286 @@ def test_torch_export_and_onnxruntime_give_the_same(tmp_path, name, kind, input)
     assert 'fastai_normstats' in session.get_modelmeta().custom_metadata_map
     found = verify_stats(file, choice)
     assert found, found
+
+# --- verify: the mistakes, in each format that can be read
+
+def rearranged(mean, std):
+    "(mistake, mean, std, factor on the pixels) from numbers for [0, 1]"
+    m,s = np.array(mean),np.array(std)
+    yield '', m, s, 1
+    yield '0-255 numbers', 255*m, 255*s, 1
+    yield 'scaled twice', m, s, 1/255
+    yield 'never scaled', m, s, 255
+    yield 'swapped', s, m, 1
+    yield 'channel order', m[::-1], s[::-1], 1
+    yield 'one number', m, np.full(3, s.mean()), 1
+    yield 'one number', np.full(3, m.mean()), np.full(3, s.mean()), 1
+    yield 'other model', [.485, .456, .406], [.229, .224, .225], 1
+    yield 'inflated std', m, 30*s, 1
+    yield 'other unit', m, s, 255/65535
+    yield 'other numbers', m+.05, s, 1
+
+choice3,served3,_ = chosen('0-1', 3)
+mistakes = list(rearranged(*choice3.stats))
+ids = [f'{i} {o[0]}' for i,o in enumerate(mistakes)]
+of_numbers = [o for o in mistakes if o[3]==1]
+ids_of_numbers = [i for i,o in zip(ids, mistakes) if o[3]==1]
+
+def named(found, mistake):
+    assert (found.same, found.mistake)==(not mistake, mistake), found
+    assert '\n' not in found.why
+
+@pytest.mark.parametrize('mistake,mean,std,times', mistakes, ids=ids)
+def test_huggingface_mistakes(tmp_path, mistake, mean, std, times):
+    d = dict(image_processor_type='ViTImageProcessor', do_rescale=True, rescale_factor=times/255, do_normalize=True,
+             image_mean=list(mean), image_std=list(std))
+    if times==255: d |= dict(do_rescale=False)
+    (tmp_path/'preprocessor_config.json').write_text(json.dumps(d))
+    named(verify_stats(tmp_path, choice3), mistake)
+    named(verify_stats(d, choice3), mistake)
+
+@pytest.mark.parametrize('mistake,mean,std,times', of_numbers, ids=ids_of_numbers)
+def test_timm_mistakes(tmp_path, mistake, mean, std, times):
+    d = dict(architecture='resnet18', pretrained_cfg=dict(mean=list(mean), std=list(std), input_size=[3, 24, 24]))
+    (tmp_path/'config.json').write_text(json.dumps(d))
+    named(verify_stats(tmp_path, choice3), mistake)
+
+@pytest.mark.parametrize('mistake,mean,std,times', mistakes, ids=ids)
+def test_torchvision_mistakes(mistake, mean, std, times):
+    steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    if times!=1: steps.insert(2, v2.Lambda(lambda x: x*times))
+    named(verify_stats(v2.Compose(steps), choice3), mistake)
+
+@pytest.mark.parametrize('mistake,mean,std,times', mistakes, ids=ids)
+def test_albumentations_mistakes(mistake, mean, std, times):
+    A = pytest.importorskip('albumentations')
+    t = A.Compose([A.Normalize(mean=list(mean), std=list(std), max_pixel_value=255/times)])
+    found = verify_stats(t, choice3)
+    if mistake=='0-255 numbers': mistake = found.mistake if found.mistake=='scaled twice' else mistake  # one function
+    named(found, mistake)
+
+def onnx_model(path, steps, elem='uint8', shape=('b', 3, 24, 24), metadata=None):
+    "An ONNX file whose graph does `steps`, (operator, constant or None), and then a convolution"
+    onnx = pytest.importorskip('onnx')
+    from onnx import TensorProto,helper,numpy_helper
+    nodes,held,name = [],[],'image'
+    for i,(op,value,*kw) in enumerate(steps):
+        ins = [name]
+        if value is not None:
+            held.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), f'c{i}'))
+            ins.append(f'c{i}')
+        nodes.append(helper.make_node(op, ins, [f'y{i}'], **(kw[0] if kw else {})))
+        name = f'y{i}'
+    held.append(numpy_helper.from_array(np.ones((2, 3, 3, 3), dtype=np.float32), 'w'))
+    nodes.append(helper.make_node('Conv', [name, 'w'], ['out']))
+    kinds = dict(uint8=TensorProto.UINT8, float=TensorProto.FLOAT)
+    graph = helper.make_graph(nodes, 'net', [helper.make_tensor_value_info('image', kinds[elem], shape)],
+                              [helper.make_tensor_value_info('out', TensorProto.FLOAT, None)], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)])
+    if metadata: helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+def cast(): return 'Cast', None, dict(to=1)
+def per_channel(v): return np.asarray(v).reshape(1, 3, 1, 1)
+
+@pytest.mark.parametrize('style', ['sub div', 'mul add', 'channels last', 'floats'])
+@pytest.mark.parametrize('mistake,mean,std,times', mistakes, ids=ids)
+def test_onnx_mistakes_at_the_head(tmp_path, mistake, mean, std, times, style):
+    m,s = per_channel(mean),per_channel(std)
+    if style=='sub div':
+        steps = [cast(), ('Div', [255/times]), ('Sub', m), ('Div', s)]
+        if times==1/255: steps[1:2] = [('Div', [255.]), ('Div', [255.])]
+        f = onnx_model(tmp_path/'m.onnx', steps)
+    elif style=='mul add':
+        f = onnx_model(tmp_path/'m.onnx', [cast(), ('Mul', times/255/s), ('Add', -m/s)])
+    elif style=='channels last':
+        steps = [cast(), ('Mul', [times/255]), ('Sub', m.ravel()), ('Div', s.ravel()),
+                 ('Transpose', None, dict(perm=[0, 3, 1, 2]))]
+        f = onnx_model(tmp_path/'m.onnx', steps, shape=('b', 24, 24, 3))
+    else: f = onnx_model(tmp_path/'m.onnx', [('Sub', m), ('Div', s)], elem='float')
+    found = verify_stats(f, choice3)
+    if style=='floats':  # what comes before is not in the file: 0–255 pixels may be given to it, or they may be divided
+        right = {'': '', '0-255 numbers': '', 'scaled twice': '', 'never scaled': '', 'other unit': ''}
+        return named(found, right.get(mistake, mistake))
+    if style=='mul add' and mistake=='0-255 numbers': mistake = 'scaled twice'  # the same function, written otherwise
+    named(found, mistake)
+
+@pytest.mark.parametrize('mistake,mean,std,times', of_numbers, ids=ids_of_numbers)
+def test_onnx_mistakes_in_metadata(tmp_path, mistake, mean, std, times):
+    numbers = json.dumps(dict(mean=list(mean), std=list(std)))
+    f = onnx_model(tmp_path/'m.onnx', [], elem='float', metadata=dict(image_normalize=numbers))
+    named(verify_stats(f, choice3), mistake)
+
+def test_onnx_that_normalises_twice(tmp_path):
+    m,s = choice3.stats
+    numbers = json.dumps(dict(mean=list(m), std=list(s)))
+    steps = [('Sub', per_channel(m)), ('Div', per_channel(s))]
+    f = onnx_model(tmp_path/'m.onnx', steps, elem='float', metadata=dict(image_normalize=numbers))
+    named(verify_stats(f, choice3), 'normalised twice')
+
+def test_onnx_with_its_channels_turned(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    m,s = choice3.stats
+    f = onnx_model(tmp_path/'m.onnx', [cast(), ('Div', [255.]), ('Sub', per_channel(m)), ('Div', per_channel(s))])
+    model = onnx.load(f)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), 'bgr'))
+    model.graph.node.insert(0, onnx.helper.make_node('Gather', ['image', 'bgr'], ['turned'], axis=1))
+    model.graph.node[1].input[0] = 'turned'
+    onnx.save(model, f)
+    named(verify_stats(f, choice3), 'channel order')
+
+def test_each_image_on_its_own():
+    each = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+                       v2.Lambda(lambda x: (x-x.mean((1, 2), keepdim=True))/(x.std((1, 2), keepdim=True)+1e-6))])
+    named(verify_stats(each, choice3), 'per image')
+    A = pytest.importorskip('albumentations')
+    named(verify_stats(A.Normalize(normalization='image_per_channel'), choice3), 'per image')
+
+def test_onnx_with_each_image_on_its_own(tmp_path):
+    f = onnx_model(tmp_path/'m.onnx', [cast(), ('InstanceNormalization', None)])
+    onnx = pytest.importorskip('onnx')
+    model = onnx.load(f)
+    for k in ('scale', 'B'): model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), k))
+    model.graph.node[1].input.extend(['scale', 'B'])
+    onnx.save(model, f)
+    named(verify_stats(f, choice3), 'per image')
+
+@pytest.mark.parametrize('scheme', ['minmax', 'clip-zscore'])
+def test_another_clip_range(scheme):
+    choice,*_ = chosen('0-1', 3, scheme=scheme)
+    good = choice.export('torchvision')
+    named(verify_stats(good, choice), '')
+    wrong = v2.Compose([*good.transforms[:-2], v2.Lambda(lambda x: x.clamp(.3, .4)), good.transforms[-1]])
+    named(verify_stats(wrong, choice), 'clip range')
+    named(verify_stats(choice3.export('torchvision'), choice), 'clip range' if scheme=='clip-zscore' else 'other numbers')
+
+@pytest.mark.parametrize('fields,read', [(dict(do_normalize=False), 'do_normalize'), (dict(image_mean=None), '')])
+def test_numbers_that_nothing_reads(tmp_path, fields, read):
+    d = choice3.export('huggingface') | fields
+    if not read:
+        d = {k: v for k,v in d.items() if k not in ('image_mean', 'image_std')} | dict(mean=[.1]*3, std=[.2]*3)
+    named(verify_stats(d, choice3), 'never read')
+    timm = dict(architecture='resnet18', mean=[.1]*3, std=[.2]*3, pretrained_cfg=dict(input_size=[3, 24, 24]))
+    (tmp_path/'config.json').write_text(json.dumps(timm))
+    named(verify_stats(tmp_path, choice3), 'never read')
+
+def test_hu_with_the_offset_of_stored_values():
+    choice,*_ = chosen('HU', 1)
+    d = choice.export('huggingface')
+    named(verify_stats(d, choice), '')
+    named(verify_stats(d | dict(image_mean=[d['image_mean'][0]+1024]), choice), 'other unit')
+    named(verify_stats(d | dict(do_rescale=True, rescale_factor=1/255), choice), 'other unit')
+
+def test_images_are_fed_through_both():
+    good = choice3.export('huggingface')
+    found = verify_stats(good, choice3, images=served3)
+    assert found and '512 pixels of the images' in found.why
+    with pytest.raises(ValueError, match='`images` must be a batch'): verify_stats(good, choice3, images=served3[:,:1])
+
+# --- no false alarm
+
+def choice_of_numbers(stats, **kwargs):
+    mean,std = stats
+    return StatsChoice(NormStats(mean, std, **kwargs), 'given', 'given', 'a published model', 100)
+
+def exported_and_verified(choice, folder):
+    for format in formats:
+        if format in ('torchvision', 'albumentations'): assert verify_stats(choice.export(format), choice), format
+        if format=='huggingface': choice.export(format, folder/'hf', size=24)
+        if format=='timm': choice.export(format, folder/'timm', size=24)
+    for k in ('hf', 'timm'): assert (found := verify_stats(folder/k, choice)), found
+
+@pytest.mark.parametrize('name', known_models().name)
+def test_known_models_are_right(tmp_path, name):
+    r = known_models().set_index('name').loc[name]
+    exported_and_verified(choice_of_numbers((r['mean'], r['std']), value_range=r.value_range), tmp_path)
+
+weights = [w for n in list_models(module=__import__('torchvision').models) for w in [get_model_weights(n).DEFAULT]
+           if hasattr(w.transforms(), 'mean')]
+
+def test_there_are_weights(): assert len(weights)>=35
+
+@pytest.mark.parametrize('w', weights[::2], ids=str)
+def test_transforms_of_torchvision_weights_are_right(w):
+    t = w.transforms()
+    named(verify_stats(t, choice_of_numbers((t.mean, t.std))), '')
+    other = choice_of_numbers(([.5]*3, [.25]*3))
+    assert verify_stats(t, other).mistake=='other model'
+
+def test_configurations_of_timm_are_right():
+    timm = pytest.importorskip('timm')
+    names = timm.list_models(pretrained=True)[::len(timm.list_models(pretrained=True))//60]
+    cfgs = [timm.get_pretrained_cfg(n).to_dict() for n in names]
+    assert len(cfgs)>=40
+    for cfg in cfgs: named(verify_stats(dict(pretrained_cfg=cfg), choice_of_numbers((cfg['mean'], cfg['std']))), '')
+
+# --- what cannot be read
+
+def bad_files(folder):
+    "name → text or bytes of files that are no model"
+    deep = '['*100_000
+    return {'truncated.onnx': onnx_model(folder/'good.onnx', [cast(), ('Div', [255.])]).read_bytes()[:60],
+            'text.onnx': b'not a model', 'empty.onnx': b'', 'nothing.json': '{}', 'list.json': '[1]', 'deep.json': deep,
+            'text.json': 'not json', 'huge.json': '{"image_mean": [1e400], "image_std": [1]}',
+            'digits.json': '{"image_mean": [%s], "image_std": [1]}' % ('9'*5000), 'zero.json': '{"mean": [0], "std": [0]}',
+            'nan.json': '{"mean": [NaN], "std": [1]}', 'words.json': '{"mean": "a", "std": [1]}', 'picture.png': b'\x89PNG'}
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path, capsys):
+    choice3.save(tmp_path/'stats.json')
+    for name,data in bad_files(tmp_path).items():
+        f = tmp_path/name
+        f.write_bytes(data if isinstance(data, bytes) else data.encode())
+        status = main(['verify', str(f), str(tmp_path/'stats.json')])
+        out,err = capsys.readouterr()
+        assert (status, out)==(1, '') and err.count('\n')==1 and len(err)<1200, (name, err)
+        assert err.startswith('normstats: ') and name in err, err
+
+@pytest.mark.parametrize('args,said', [(['missing'], 'no such file'), (['.'], 'nothing to read in folder')])
+def test_a_path_that_holds_nothing(tmp_path, monkeypatch, capsys, args, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'sub').mkdir()
+    choice3.save(tmp_path/'sub'/'stats.json')
+    assert main(['verify', *args, 'sub/stats.json'])==1
+    assert said in capsys.readouterr().err
+
+def test_another_number_of_channels_is_said():
+    grey = dict(image_mean=[.5]*4, image_std=[.2]*4)
+    with pytest.raises(ValueError, match='another number of channels'): verify_stats(grey, choice3)
+
+def test_onnx_that_says_nothing(tmp_path):
+    with pytest.raises(ValueError, match='says nothing of normalising'):
+        verify_stats(onnx_model(tmp_path/'m.onnx', [], elem='float'), choice3)
+
+# --- the command
+
+def test_commands(tmp_path, capsys):
+    choice3.save(tmp_path/'stats.json')
+    stats,folder = str(tmp_path/'stats.json'),str(tmp_path/'model')
+    assert main(['export', stats, '--to', 'huggingface', '--out', folder])==0
+    assert 'preprocessor_config.json' in capsys.readouterr().out
+    assert main(['verify', folder, stats])==0
+    assert 'the numbers of the choice' in capsys.readouterr().out
+    f = tmp_path/'model'/'preprocessor_config.json'
+    d = json.loads(f.read_text())
+    f.write_text(json.dumps(d | dict(image_mean=d['image_std'], image_std=d['image_mean'])))
+    assert main(['verify', folder, stats])==3
+    assert 'mean and std are swapped' in capsys.readouterr().out
+
+def test_export_prints_what_it_would_write(tmp_path, capsys):
+    choice3.save(tmp_path/'stats.json')
+    assert main(['export', str(tmp_path/'stats.json'), '--to', 'torchvision', '--size', '24'])==0
+    assert capsys.readouterr().out.strip()==export_text(choice3, 'torchvision', size=24).strip()
+    assert main(['export', str(tmp_path/'stats.json'), '--to', 'torchvison'])==1
+    assert "did you mean 'torchvision'?" in capsys.readouterr().err
+
+def test_onnx_metadata_goes_into_a_model(tmp_path, capsys):
+    onnx = pytest.importorskip('onnx')
+    choice3.save(tmp_path/'stats.json')
+    f = onnx_model(tmp_path/'m.onnx', [], elem='float', metadata=dict(author='somebody'))
+    assert main(['export', str(tmp_path/'stats.json'), '--to', 'onnx', '--out', str(f)])==0
+    meta = {o.key: o.value for o in onnx.load(f).metadata_props}
+    np.testing.assert_allclose(json.loads(meta['image_normalize'])['mean'], choice3.stats.mean)
+    assert meta['author']=='somebody' and verify_stats(f, choice3)
+    assert main(['export', str(tmp_path/'stats.json'), '--to', 'onnx', '--out', str(tmp_path/'no.onnx')])==1
+    assert 'no such file' in capsys.readouterr().err

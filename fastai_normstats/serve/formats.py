@@ -50,7 +50,7 @@ def units_of(choice):
     stats,m,limits = choice.stats,choice.measured,choice.scheme.limits
     if m is not None and (stats.name=='custom' or limits): return m.value_range
     if limits: return value_range(min(limits[0]), max(limits[1]))
-    fits = all(0<=a<=1 for a in stats.mean) and max(stats.std)<=.5  # no pixels in [0, 1] have a std above .5
+    fits = all(0<=a<=1 for a in stats.mean) and max(stats.std)<=1
     if stats.name=='custom' and stats.value_range==(0, 1) and not fits:
         raise ValueError(f"cannot tell the units of mean {', '.join(map(brief, stats.mean))}: they are not for images "
                          "in [0, 1]; give `stats=NormStats(mean, std, value_range=(0, 255))`, or whatever range")

@@ -178,7 +178,7 @@ _texts = {
 def _mistake(r, s, p):
     "(name, what more there is to say) of the mistake"
     if r.unread: return 'never read',r.unread
-    if not np.isfinite(s.mean).all() or (np.abs(s.greys-s.greys[:1])<1e-6).all(): return 'per image',''
+    if not np.isfinite(s.greys).all() or (np.abs(s.greys-s.greys[:1])<1e-6).all(): return 'per image',''
     if np.allclose(s.mean, 0, atol=1e-3*p.scaling) and any(np.allclose(s.std, o, rtol=1e-3) for o in (1., p.scaling)):
         return 'not normalised','' if not r.metadata else r.metadata
     if clipped := _clips_elsewhere(r.see, s, p): return 'clip range',f"it clips {clipped}, the choice {_clip_text(p)}"
