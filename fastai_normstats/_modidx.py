@@ -1282,6 +1282,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastai_normstats/serve/verify.py'),
                                                'fastai_normstats.serve.verify._near': ( 'serve_verify.html#_near',
                                                                                         'fastai_normstats/serve/verify.py'),
+                                               'fastai_normstats.serve.verify._of_each_image': ( 'serve_verify.html#_of_each_image',
+                                                                                                 'fastai_normstats/serve/verify.py'),
                                                'fastai_normstats.serve.verify._one_number': ( 'serve_verify.html#_one_number',
                                                                                               'fastai_normstats/serve/verify.py'),
                                                'fastai_normstats.serve.verify._other_model': ( 'serve_verify.html#_other_model',

@@ -246,7 +246,8 @@ def _baked(own, see, where):
     inside,takes = own['inside'],str(own.get('input'))[:10]
     rest = {'front': lambda y: y, 'front and first convolution': lambda y: y/std}.get(inside, lambda y: (y-mean)/std)
     said = '' if inside=='front' else "the part in its first convolution as its metadata has it"
-    return Reading(where, lambda c: rest(see(np.asarray(c)*times)), (mean.tolist(), std.tolist()), takes=takes, metadata=said)
+    def whole(colours): return rest(see(np.asarray(colours)*times))
+    return Reading(where, whole, (mean.tolist(), std.tolist()), takes=takes, metadata=said)
 
 # %% ../../nbs/47_serve_read.ipynb #c7100027
 def _identical(see, n): return np.allclose(see(np.tile([[0.], [1.], [200.]], (1, n))), [[0.], [1.], [200.]])

@@ -132,12 +132,13 @@ def _ends(see, p):
     return v[first,c],v[last,c]
 
 def _clips_elsewhere(see, s, p):
-    "The range that it clips to, as text, where that is another one than the choice's"
+    "What it clips to, in words, where that is another range than the choice's"
     low,high = _ends(see, p)
     step = 2/255*(255 if p.eight_bit else 24*np.asarray(p.std))
     want = _ends(lambda v: _truth(p)(v), p)
     if all((np.abs(a-b)<=step).all() for a,b in zip((low, high), want)): return ''
-    return f"between {brief(low.min()/p.scaling)} and {brief(high.max()/p.scaling)}"
+    if np.allclose(low, 0) and np.allclose(high, 255) and p.eight_bit: return "does not clip"
+    return f"clips between {brief(low.min()/p.scaling)} and {brief(high.max()/p.scaling)}"
 
 def _truth(p):
     "What the choice does to colours"
@@ -178,10 +179,10 @@ _texts = {
 def _mistake(r, s, p):
     "(name, what more there is to say) of the mistake"
     if r.unread: return 'never read',r.unread
-    if not np.isfinite(s.greys).all() or (np.abs(s.greys-s.greys[:1])<1e-6).all(): return 'per image',''
+    if _of_each_image(s): return 'per image',''
     if np.allclose(s.mean, 0, atol=1e-3*p.scaling) and any(np.allclose(s.std, o, rtol=1e-3) for o in (1., p.scaling)):
         return 'not normalised','' if not r.metadata else r.metadata
-    if clipped := _clips_elsewhere(r.see, s, p): return 'clip range',f"it clips {clipped}, the choice {_clip_text(p)}"
+    if clipped := _clips_elsewhere(r.see, s, p): return 'clip range',f"it {clipped}, the choice {_clip_text(p)}"
     if name := _rearranged(r, s, p): return name,''
     if name := _other_model(s, p): return 'other model',f"they are those of {name!r}"
     if _one_number(s, p): return 'one number',''
@@ -192,6 +193,14 @@ def _mistake(r, s, p):
     if times: return 'inflated std',f"{brief(times)} times that of the choice"
     return 'other numbers',''
 
+def _of_each_image(s):
+    "Is every colour made into the same, but for rounding?"
+    steps = np.diff(s.greys, axis=0)
+    if not np.isfinite(steps).all() or (np.abs(steps)<1e-6).all(): return True
+    monotone = ((steps>=0).all(0) | (steps<=0).all(0)).all()
+    return not s.straight and not monotone
+
+# %% ../../nbs/48_serve_verify.ipynb #d810001a
 def _clip_text(p):
     if p.low is None: return "does not clip"
     return f"clips between {brief(min(p.low)/p.scaling)} and {brief(max(p.high)/p.scaling)}"
