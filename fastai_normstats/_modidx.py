@@ -1062,6 +1062,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastai_normstats/schemes.py'),
                                           'fastai_normstats.schemes._Clipping.needs': ( 'schemes.html#_clipping.needs',
                                                                                         'fastai_normstats/schemes.py'),
+                                          'fastai_normstats.schemes._end': ('schemes.html#_end', 'fastai_normstats/schemes.py'),
                                           'fastai_normstats.schemes._in_words': ('schemes.html#_in_words', 'fastai_normstats/schemes.py'),
                                           'fastai_normstats.schemes._limits_of': ('schemes.html#_limits_of', 'fastai_normstats/schemes.py'),
                                           'fastai_normstats.schemes._two': ('schemes.html#_two', 'fastai_normstats/schemes.py'),
