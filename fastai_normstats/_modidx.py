@@ -838,6 +838,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._how_many': ('policy.html#_how_many', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._how_well': ('policy.html#_how_well', 'fastai_normstats/policy.py'),
+                                         'fastai_normstats.policy._is_unit': ('policy.html#_is_unit', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._least': ('policy.html#_least', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._models': ('policy.html#_models', 'fastai_normstats/policy.py'),
                                          'fastai_normstats.policy._numbers_of': ('policy.html#_numbers_of', 'fastai_normstats/policy.py'),
