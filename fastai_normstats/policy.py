@@ -15,14 +15,14 @@ from .values import NormStats, brief
 from .running import Measured, RunningStats
 from .schemes import Scheme, ZScore, scheme_of
 from .models import IMAGENET, NATURAL, for_channels, for_unit_range, is_imagenet, model_stats
-from .choice import StatsChoice, rule_names
+from .choice import StatsChoice
 
 # %% ../nbs/09_policy.ipynb #ec0a669d
 @dataclass(frozen=True)
 class Policy:
     "The thresholds of `choose_stats`: a heuristic, with no evidence for or against them (notebook 63_evidence)"
-    small:int=500      # Fewer training images than this: keep the model's statistics
-    enough:int=2000    # From this many on: use the data's own, if they differ at all
+    small:int=500      # Fewer independent training images than this: keep the model's statistics
+    enough:int=2000    # From this many on: use the data's own, if they differ by at least `similar`
     similar:float=0.1  # Largest shift (in σ of the model's std) and log ratio of the stds that counts as no difference
     z:float=3.         # Standard errors that a difference must exceed between `small` and `enough`
 
@@ -87,19 +87,25 @@ def _counted(case, note=''):
     return f"{images} of {n:,} {_plural(n, m.unit)}, worth {alone}{note},"
 
 # %% ../nbs/09_policy.ipynb #3cf4591a
+def _is_unit(s):
+    "Is there nothing to restate in `s`, which are for [0, 1] already, or not published ones?"
+    return for_unit_range(s) is s
+
 def fitting_stats(s, m):
     "Statistics `s` for the range and the channels of the images measured, where they can be stated for them exactly"
     if m is None: return s
-    if for_unit_range(s) is not s and m.lives_on((0., 1.), least=0.): s = for_unit_range(s)
+    if not _is_unit(s) and m.lives_on((0., 1.), least=0.): s = for_unit_range(s)
     return for_channels(s, m.n_channels) or s
 
 def _least(s):
-    "The part of the range of `s` that images must fill: more where it is not [0, 1], for which others are easily taken"
-    return .1 if for_unit_range(s) is s else .6
+    """Share of the range of `s` that pixels must fill to count as living on it: .1 of [0, 1], .6 of any other, inside
+    which images in other units may lie by chance"""
+    return .1 if _is_unit(s) else .6
 
 def _applied(case, s):
     "`s` for these images; an error where it is published for a range that they do not live on"
-    if for_unit_range(s) is s: return s if len(s.mean)==1 else fitting_stats(s, case.measured)  # one number broadcasts
+    if _is_unit(s):
+        return s if len(s.mean)==1 else fitting_stats(s, case.measured)  # one number broadcasts
     m = case.own
     res = fitting_stats(s, m)
     if m.lives_on(res.value_range, _least(res)): return res
@@ -107,6 +113,7 @@ def _applied(case, s):
     raise ValueError(f"the pixel values run from {a} to {b}, and {s.name}'s statistics are for images from {lo} to "
                      f"{hi}: scale the images to that range or to [0, 1], or use `stats='custom'`")
 
+# %% ../nbs/09_policy.ipynb #3cf4591b
 def grey_model_doubt(s, m):
     "A sentence where a model for one channel, which has statistics `s`, meets the images measured, of several"
     if s.domain is None or len(s.mean)!=1 or m is None or m.n_channels==1: return None
@@ -147,7 +154,7 @@ def _of(n, whole): return f"{n:,} of {whole:,}" if whole else f"{n:,}"
 def _how_many(m): return _of(m.n_images, None if m.complete else m.population)
 
 def _how_well(m):
-    "Half-widths of the 95 % intervals of mean and std of a partial measurement, as shares of σ, the worst channel's"
+    "Half-widths of the 95 % intervals of mean and std of a partial measurement, in its stds; the worst channel's"
     return [(h/m.std.where(m.std>0, 1.)).max().item() for h in m.half_widths()]
 
 def _partly(m):
@@ -281,11 +288,12 @@ def _similar(case):
 def _enough(case):
     "Enough images"
     enough = case.policy.enough
-    if _worth(case)>=enough: return _custom(case, f"{_differ(case, f' (at least {enough:,})')}, so the data's own")
+    if _worth(case)<enough: return None
+    return _custom(case, f"{_differ(case, f' (at least {enough:,})')}, so the data's own")
 
 # %% ../nbs/09_policy.ipynb #0d6e0c72
 def _significance(case):
-    "How many standard errors the differences that matter (those of at least `similar`) are worth, at the most"
+    "The largest difference in standard errors, among those of at least `similar`"
     shift,ratio,shift_se,ratio_se = case.own.differences(case.model)
     both,se = torch.cat([shift, ratio]).abs(),torch.cat([shift_se, ratio_se])
     z = torch.where(both>=case.policy.similar, both/se, 0.)
@@ -306,14 +314,24 @@ def _unclear(case):
     return _models(case, f"{_between(case)}, which is {how_sure} {_otherwise}")
 
 # %% ../nbs/09_policy.ipynb #2d09000c
-_rules = dict(zip(rule_names, (_given, _scheme, _scratch, _range, _domain, _channels, _frozen, _small, _similar,
-                               _enough, _significant, _unclear), strict=True))
-_need_images = ('range', 'channels', 'small', 'similar', 'enough', 'significant', 'unclear')
+_rules = dict(  # name: (rule, is it passed over where nothing was measured?)
+    given       = (_given,       False),
+    scheme      = (_scheme,      False),
+    scratch     = (_scratch,     False),
+    range       = (_range,       True),
+    domain      = (_domain,      False),
+    channels    = (_channels,    True),
+    frozen      = (_frozen,      False),
+    small       = (_small,       True),
+    similar     = (_similar,     True),
+    enough      = (_enough,      True),
+    significant = (_significant, True),
+    unclear     = (_unclear,     True))
 
 def _decided(case):
     "The choice of the first rule that holds"
-    for name,rule in _rules.items():
-        if case.measured is None and name in _need_images: continue
+    for name,(rule,needs_images) in _rules.items():
+        if needs_images and case.measured is None: continue
         choice = rule(case)
         if choice is not None: return replace(choice, rule=choice.rule or name)  # one that is given back has its rule
     raise NotMeasured()

@@ -40,7 +40,12 @@ class ZScore(Scheme):
     name:ClassVar[str] = 'zscore'
 
 # %% ../nbs/06_schemes.ipynb #941ad414
-def _in_words(limits): return ' and '.join(', '.join(dict.fromkeys(map(brief, o))) for o in limits)
+def _end(values):
+    "One number for all channels where they read alike, else one of each"
+    words = [*map(brief, values)]
+    return words[0] if len({*words})==1 else ', '.join(words)
+
+def _in_words(limits): return ' and '.join(map(_end, limits))
 
 def _two(v):
     "`v` as the lower and the upper limits, two tuples of floats, or a ValueError"
@@ -122,7 +127,8 @@ class ClipZScore(_Clipping):
     percentiles:tuple = (.5, 99.5)   # (low, high) in %
     limits:tuple|None = None         # (lowest, highest), or ((lowest, …), (highest, …)); mean and std are measured
 
-    def why(self): return f"clipped to between {_in_words(self.limits)}, then the data's own mean and std"
+    def why(self):
+        return f"clipped between {_in_words(self.limits)}, then scaled by the mean and std of the unclipped pixels"
 
     def doubts(self, m):
         "Does it clip most of the pixels?"

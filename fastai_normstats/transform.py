@@ -61,15 +61,20 @@ def _like(x, res):
 def _standardised(x, mean, std):
     "(x − mean) / std"
     res = x-mean
-    return res.div_(std) if std.dtype==mean.dtype and std.shape==mean.shape else res/std
+    changes_nothing_else = std.dtype==mean.dtype and std.shape==mean.shape  # neither dtype nor shape of the result
+    return res.div_(std) if changes_nothing_else else res/std
 
 # %% ../nbs/13_transform.ipynb #1cc6a1b1
 class _Applied(Normalize):
     "A `Normalize` that applies the numbers of a scheme, and refuses images that they are not for"
-    choice,ledger,get_items = None,None,None  # why these numbers, training images by rows, how the block finds files
-    pinned,trial = False,False                # fitted on purpose by `fit_stats`? on the way there?
-    _fits,_train_signs = (),(False, False)
-    _given = None                             # the copy that the last loader got
+    choice       = None            # why these numbers: a `StatsChoice`
+    ledger       = None            # what was measured, one row per training image
+    get_items    = None            # how the DataBlock finds its files
+    pinned       = False           # fitted on purpose, by `fit_stats`?
+    trial        = False           # are loaders being made by `fit_stats`, only to measure?
+    _fits        = ()              # what was fitted before: (fingerprint, choice, ledger) each
+    _train_signs = (False, False)  # did the training loader shuffle, did it drop its last batch?
+    _last_copy   = None            # what the last loader got in place of this recipe
 
     def _check_has_numbers(self):
         if self.mean is not None: return
@@ -86,7 +91,8 @@ class _Applied(Normalize):
         res = (v-mean)/std
         return _like(x, res if mask is None else res.where(mask(v), 0.))
 
-    def setups(self, dl:DataLoader): self._set_up(dl)
+    def setups(self, dl:DataLoader):
+        if not self.fixed: self._fit(dl)
 
     def decodes(self, x:TensorImage):
         self._check_has_numbers()
@@ -180,7 +186,8 @@ def _set_numbers(self:DatasetStats, mean, std, axes, scheme):
     "Take numbers that are given, or none"
     _check_numbers(mean, std)
     self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
-    self.scheme,self.fixed = scheme,mean is not None
+    self.scheme = scheme
+    self.fixed  = mean is not None  # are the numbers final: given here, or fitted for a loader, which got a copy?
     if self.fixed: _check_fitted(scheme, self.mean, self.std)
 
 @patch
@@ -202,7 +209,7 @@ def name(self:DatasetStats)->str:
 @patch
 def __getstate__(self:DatasetStats):
     "Without what pickles and copies cannot or need not hold: fingerprints, rows, functions that are done with"
-    res = {**vars(self), '_fits': (), '_given': None, 'ledger': None, 'get_items': None}
+    res = {**vars(self), '_fits': (), '_last_copy': None, 'ledger': None, 'get_items': None}
     if not self.fixed: return res
     mask = self.pass_args['mask'] if self.scheme.masked else None
     return res | dict(pass_args={**self.pass_args, 'mask': mask, 'groups': None})
@@ -214,10 +221,10 @@ def _with_copies(tfms, do_setup):
     "Batch transforms `tfms` with a copy in place of each recipe, and the pairs (recipe, copy) that are to be set up"
     fs = tfms.fs if isinstance(tfms, Pipeline) else L(tfms)
     if not any(map(_is_recipe, fs)): return tfms,[]
-    pairs = [(f, f._for_loader(do_setup)) if _is_recipe(f) else (f, f) for f in fs]
-    new = [mine for _,mine in pairs]
+    new = [f._for_loader(do_setup) if _is_recipe(f) else f for f in fs]
+    pairs = [(f, mine) for f,mine in zip(fs, new) if f is not mine] if do_setup else []
     if isinstance(tfms, Pipeline): new = Pipeline(new, split_idx=tfms.split_idx)
-    return new, [(f, mine) for f,mine in pairs if do_setup and _is_recipe(f)]
+    return new,pairs
 
 def _gives_copies(init):
     "fastai's `TfmdDL.__init__`, with a copy for the loader in place of each recipe"
@@ -227,7 +234,7 @@ def _gives_copies(init):
         if kwargs.get('after_batch') is not None:
             kwargs['after_batch'],pairs = _with_copies(kwargs['after_batch'], do_setup)
         try: init(self, dataset, bs, shuffle, num_workers, verbose, do_setup, **kwargs)
-        finally:
+        finally:  # what was measured stays known, should a transform after it refuse to be set up
             for recipe,mine in pairs: recipe._learn_from(mine)
     return __init__
 
@@ -237,7 +244,7 @@ TfmdDL.__init__ = _gives_copies(TfmdDL.__init__)
 @patch
 def _for_loader(self:DatasetStats, do_setup):
     "A copy for a loader, which knows the earlier fits; without a set-up the one that the last loader got"
-    if not do_setup and self._given is not None: return self._given
+    if not do_setup and self._last_copy is not None: return self._last_copy
     res = copy(self)
     res._fits,res.ledger,res.get_items = self._fits,self.ledger,self.get_items  # which copying leaves out
     return res
@@ -249,7 +256,7 @@ def _learn_from(self:DatasetStats, mine):
     for k in ('mean', 'std', 'scheme', 'choice', 'ledger', '_fits', '_train_signs'): setattr(self, k, getattr(mine, k))
     mine.mean,mine.std = mine.mean.clone(),mine.std.clone()
     mine.fixed,mine._fits = True,()
-    self._given = mine
+    self._last_copy = mine
 
 @patch
 def installed(self:DatasetStats):
@@ -278,7 +285,8 @@ def _check_place(tfm, loader):
 def _signs(dl): return bool(dl.shuffle), bool(dl.drop_last)
 
 def _is_valid_loader(dl, train_signs=(False, False)):
-    "Is `dl` not one to train on? Its split says so; without splits, it lacks the first one's shuffling or dropping"
+    """Is `dl` for validation? Its `split_idx` says so; without one: the training loader shuffled or dropped its last
+    batch, and this one does not"""
     idx = getattr(dl.dataset, 'split_idx', None)
     if idx is not None: return idx!=0
     return any(a and not b for a,b in zip(train_signs, _signs(dl)))
@@ -290,27 +298,34 @@ def setup(self:DatasetStats, items=None, train_setup=False):
     others = [f for f in _all_of(getattr(items, 'after_batch', None)) if isinstance(f, Normalize) and f is not self]
     if others:
         raise ValueError(f"{type(others[0]).__name__} beside DatasetStats would normalise twice: keep one of them")
-    if self.fixed: return
+    if self.fixed: return  # numbers that are final may stand anywhere
     _check_place(self, items)
     try: self.setups(items)
     except (AttributeError, NotFoundLookupError) as e:
         raise RuntimeError(f"measuring failed: {type(e).__name__}: {e}") from e
 
 @patch
-def _set_up(self:DatasetStats, dl):
-    "Measure `dl` where needed and choose; on a validation loader, go on with the training loader's choice"
-    if self.fixed or self._fits and _is_valid_loader(dl, self._train_signs): return
+def _fit(self:DatasetStats, dl):
+    "Choose for training loader `dl`, or as before for this very split; a validation loader goes on with that choice"
+    if self._fits and _is_valid_loader(dl, self._train_signs): return
     if _is_valid_loader(dl):
         raise ValueError("statistics must come from the training split, got the loader of split "
                          f"{dl.dataset.split_idx}: set up the training loader first")
-    self._fit(dl)
+    check_indexed(unwrapped(dl))
+    fp = Fingerprint(dl, **self.pass_args)
+    _,self.choice,self.ledger = self._earlier(fp) or self._fit_anew(dl, fp)
+    self._train_signs = _signs(dl)
     self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
     self.scheme = self.choice.scheme
 
 # %% ../nbs/13_transform.ipynb #ff17c137
+def _first_says(f):
+    "What `f()` gives on the first process, told to all"
+    return jointly(lambda: None if rank_and_size()[0] else f())[0]
+
 @patch
 def _found(self:DatasetStats, fp):
-    "Which of the earlier fits was for loaders with fingerprint `fp`; `None` where none was, or nobody could tell"
+    "The number of the earlier fit for loaders with fingerprint `fp`; `None` where none was, or nobody could tell"
     if not self.pinned and (self.cache is False or not fp.on_disk): return None
     for k,(was,*_) in enumerate(self._fits):
         if (self.pinned or was.reproducible) and not fp.differs(was): return k
@@ -319,28 +334,17 @@ def _found(self:DatasetStats, fp):
 @patch
 def _earlier(self:DatasetStats, fp):
     "Fingerprint, choice and ledger of loaders with fingerprint `fp`; `None` where these must be measured anew"
-    first = not rank_and_size()[0]
-    k = jointly(lambda: self._found(fp) if first else None)[0]  # one process looks for all
+    k = _first_says(lambda: self._found(fp))
     if k is not None: return self._fits[k]
-    if first and self.pinned and self._fits:
+    if self.pinned and self._fits and not rank_and_size()[0]:
         parts = ', '.join(fp.differs(self._fits[0][0]))
         warnings.warn(f"these loaders are not what `fit_stats` measured (different: {parts}): their statistics are "
                       "measured again")
 
-@patch
-def _fit(self:DatasetStats, dl):
-    "Take the choice that was made for this very split after these very transforms, else measure and choose"
-    check_indexed(unwrapped(dl))
-    fp = Fingerprint(dl, **self.pass_args)
-    before = self._earlier(fp)
-    if before is None: before = self._fit_anew(dl, fp)
-    _,self.choice,self.ledger = before
-    self._train_signs = _signs(dl)
-
 # %% ../nbs/13_transform.ipynb #5af2674c
 @patch
 def _fit_anew(self:DatasetStats, dl, fp):
-    "Measure and choose; the first fit and the last thirty are remembered"
+    "Measure and choose; the first fit and the last 31 are remembered"
     if self._fits and getattr(dl.dataset, 'split_idx', None) is None:
         warnings.warn("nothing tells this loader from a training loader (no split, shuffled like the first), so it is "
                       "measured as another one: if it is for validation, make both from one `Datasets` with `splits`")
@@ -353,12 +357,12 @@ def _fit_anew(self:DatasetStats, dl, fp):
 @patch
 def _measured(self:DatasetStats, dl, fp):
     "The ledger of `dl` and its provenance, from the cache or by a pass; one process reads and writes the cache for all"
-    first = not rank_and_size()[0]
-    found,known = jointly(lambda: self._kept(dl, fp) if first else None)[0]
+    found,known = _first_says(lambda: self._kept(dl, fp))
     if found is not None: return found
     m = measure_stats(dl, verbose=self.verbose, known=known, **self.pass_args)
-    how = jointly(lambda: provenance(dl, m, self.pass_args, fp) if first else None)[0]
-    if first and self.cache is not False and not self._not_kept(fp): write_entry(cache_folder(self.cache), fp, m, how)
+    how = _first_says(lambda: provenance(dl, m, self.pass_args, fp))
+    if self.cache is not False and not rank_and_size()[0] and not self._not_kept(fp):
+        write_entry(cache_folder(self.cache), fp, m, how)
     return m,how
 
 @patch

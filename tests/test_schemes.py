@@ -413,6 +413,17 @@ def test_names():
     from fastai_normstats.cli import _schemes
     assert {k: scheme_of(k).name for k in schemes}=={k: k for k in schemes} and _schemes==(*schemes,)
 
+@pytest.mark.parametrize('limits,words', [
+    (((-1000.,)*3, (400.,)*3),                      '-1,000 and 400'),
+    (((-1000.,), (400.,)),                          '-1,000 and 400'),
+    (((-669., -640., -644.), (662., 650., 650.)),   '-669, -640, -644 and 662, 650, 650'),  # three channels, three ends
+    (((0., 0., 0.), (255., 200., 200.)),            '0 and 255, 200, 200')])
+def test_limits_in_words(limits, words):
+    "Channels are told apart wherever two of them differ: a number that occurs twice is not left out"
+    assert f'between {words}' in MinMax(limits=limits).why()
+    clipped = ClipZScore(limits=limits).why()
+    assert clipped==f'clipped between {words}, then scaled by the mean and std of the unclipped pixels'
+
 @pytest.mark.slow
 def test_compare(folder):
     def learner(dls): return Learner(dls, nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
