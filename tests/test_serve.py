@@ -560,9 +560,12 @@ def test_known_models_are_right(tmp_path, name):
 weights = [w for n in list_models(module=__import__('torchvision').models) for w in [get_model_weights(n).DEFAULT]
            if hasattr(w.transforms(), 'mean')]
 
-def test_there_are_weights(): assert len(weights)>=35
+def test_weights_of_torchvision_are_right_when_exported():
+    assert len(weights)>=35
+    for w in weights: named(verify_stats(choice_of_numbers(model_stats(w)).export('huggingface'), choice_of_numbers(
+        (w.transforms().mean, w.transforms().std))), '')
 
-@pytest.mark.parametrize('w', weights[::2], ids=str)
+@pytest.mark.parametrize('w', weights[::8], ids=str)
 def test_transforms_of_torchvision_weights_are_right(w):
     t = w.transforms()
     named(verify_stats(t, choice_of_numbers((t.mean, t.std))), '')

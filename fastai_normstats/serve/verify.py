@@ -33,7 +33,7 @@ class _Seen:
     order:tuple           # The channel that each one is made of
     mean:np.ndarray       # (C,); NaN where nothing depends on the pixels
     std:np.ndarray
-    greys:np.ndarray      # (17, C) what was made of the greys
+    made:np.ndarray       # (17 + C, C) what was made of the colours
     straight:bool         # Is it a straight line in the values?
 
 def _seen(see, p):
@@ -48,7 +48,7 @@ def _seen(see, p):
         std,mean = 1/slope,greys[8][order]-middle/slope
         line = (greys[:,order]-mean)/std
     straight = np.allclose(line, ys, rtol=1e-3, atol=1e-3) if np.isfinite(line).all() else False
-    return _Seen(tuple(order.tolist()), mean, std, ys, straight)
+    return _Seen(tuple(order.tolist()), mean, std, made, straight)
 
 # %% ../../nbs/48_serve_verify.ipynb #d8100009
 def _near(a, b, tol=5e-3):
@@ -133,11 +133,11 @@ def _ends(see, p):
 
 def _clips_elsewhere(see, s, p):
     "What it clips to, in words, where that is another range than the choice's"
+    if s.straight: return '' if _seen(_truth(p), p).straight else "does not clip"
     low,high = _ends(see, p)
     step = 2/255*(255 if p.eight_bit else 24*np.asarray(p.std))
-    want = _ends(lambda v: _truth(p)(v), p)
+    want = _ends(_truth(p), p)
     if all((np.abs(a-b)<=step).all() for a,b in zip((low, high), want)): return ''
-    if np.allclose(low, 0) and np.allclose(high, 255) and p.eight_bit: return "does not clip"
     return f"clips between {brief(low.min()/p.scaling)} and {brief(high.max()/p.scaling)}"
 
 def _truth(p):
@@ -195,7 +195,7 @@ def _mistake(r, s, p):
 
 def _of_each_image(s):
     "Is every colour made into the same, but for rounding?"
-    steps = np.diff(s.greys, axis=0)
+    steps = np.diff(s.made[:17], axis=0)
     if not np.isfinite(steps).all() or (np.abs(steps)<1e-6).all(): return True
     monotone = ((steps>=0).all(0) | (steps<=0).all(0)).all()
     return not s.straight and not monotone
@@ -233,9 +233,10 @@ def _text(v):
 
 def _verdict(r, p, pixels):
     "The verdict on one reading"
-    s = _seen(r.see, p)
-    colours = np.concatenate([*_colours(p), *([pixels] if pixels is not None else [])])
-    want,got = _truth(p)(colours),np.asarray(r.see(colours), dtype=np.float64)
+    s,colours = _seen(r.see, p),np.concatenate(_colours(p))
+    want,got = _truth(p)(colours),s.made
+    if pixels is not None:
+        want,got = (np.concatenate([a, f(pixels)]) for a,f in ((want, _truth(p)), (got, r.see)))
     difference = np.abs(got-want)
     off = float(difference.max())
     if (difference<=1e-3*np.maximum(1, np.abs(want))).all():
