@@ -377,6 +377,8 @@ def rearranged(mean, std):
     yield 'other model', [.485, .456, .406], [.229, .224, .225], 1
     yield 'inflated std', m, 30*s, 1
     yield 'other unit', m, s, 255/65535
+    yield 'other unit', m, s, 255/256
+    yield 'other model', m, [.229, .224, .225], 1
     yield 'other numbers', m+.05, s, 1
 
 choice3,served3,_ = chosen('0-1', 3)
@@ -460,7 +462,7 @@ def test_onnx_mistakes_at_the_head(tmp_path, mistake, mean, std, times, style):
     else: f = onnx_model(tmp_path/'m.onnx', [('Sub', m), ('Div', s)], elem='float')
     found = verify_stats(f, choice3)
     if style=='floats':  # what comes before is not in the file: 0–255 pixels may be given to it, or they may be divided
-        right = {'': '', '0-255 numbers': '', 'scaled twice': '', 'never scaled': '', 'other unit': ''}
+        right = {k: '' for k in ('0-255 numbers', 'scaled twice', 'never scaled', 'other unit')}
         return named(found, right.get(mistake, mistake))
     if style=='mul add' and mistake=='0-255 numbers': mistake = 'scaled twice'  # the same function, written otherwise
     named(found, mistake)

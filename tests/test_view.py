@@ -115,7 +115,7 @@ KNOWN = .05+1/120
 
 def near(ax):
     "What cut-off bins are said to hold: value → share"
-    found = [re.fullmatch(r'(\d+)% of pixels near (\S+)', t) for t in texts(ax)]
+    found = [re.fullmatch(r'(\d+)% of pixels near (\S+) \(bar cut off\)', t) for t in texts(ax)]
     return {float(o[2]): int(o[1])/100 for o in found if o}
 
 def test_choice_cuts_off_and_labels_what_towers():
@@ -194,9 +194,9 @@ def test_choice_says_whose_the_images_are():
     assert 1<ones<TRAIN-1
     assert choice.plot()[0].figure.get_supxlabel()==said
     given = plt.subplots()[1]
-    assert choice.plot(axs=given)[0].get_xlabel()==f'value before normalisation\n{said}'
+    assert choice.plot(axs=given)[0].get_xlabel()==f'value before normalisation; bars: mean ± std\n{said}'
     alone = loaders(1, alike).stats_choice.plot()[0]
-    assert alone.figure.get_supxlabel()=='' and alone.get_xlabel()=='value before normalisation'
+    assert alone.figure.get_supxlabel()=='' and alone.get_xlabel()=='value before normalisation; bars: mean ± std'
 
 def test_choice_leaves_out_empty_stretches():
     "A far outlier does not squeeze the rest; the candidates stay in view"

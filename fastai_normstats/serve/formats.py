@@ -61,7 +61,7 @@ def _check_sayable(choice, what):
     s = choice.scheme
     if isinstance(s, ZScore) or s.limits: return
     raise ValueError(f"{what} cannot say scheme {s.name!r} ({s.why()}): it holds one mean and std a channel; put it in "
-                     "front of the network with `bake_stats`" + ", without the mask"*s.masked)
+                     "front of the network with `bake_stats`")
 
 def served_pixels(
     choice:StatsChoice,   # What is taken along

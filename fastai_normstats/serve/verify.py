@@ -100,16 +100,18 @@ def _other_unit(s, p):
     "The factor by which the pixels are off, where both mean and std show the same one; 0 where they do not"
     m,std = (np.asarray(o) for o in (p.mean, p.std))
     factor = np.median(s.std/std)
-    is_off = np.isfinite(factor) and factor>0 and abs(factor-1)>5e-3
+    is_off = np.isfinite(factor) and factor>0 and abs(factor-1)>2e-3
     return factor if is_off and _near((s.mean, s.std), (factor*m, factor*std)) else 0.
 
 def _other_model(s, p):
-    "The name of a published model whose numbers these are, `''` where there is none"
+    "The name of a published model whose numbers, or one half of them, these are; `''` where there is none"
     mean,std = (o/p.scaling for o in (s.mean, s.std))
+    own = [p.scaled(o) for o in (p.mean, p.std)]
     for r in known_models().itertuples():
         a,b = r.value_range
         if len(r.mean)!=p.n_channels or (a, b)!=(0., 1.) and p.eight_bit: continue
-        if _near((mean, std), (r.mean, r.std), tol=1e-3): return r.name
+        halves = (r.mean, own[1]),(own[0], r.std)
+        if any(_near((mean, std), o, tol=1e-3) for o in ((r.mean, r.std), *halves)): return r.name
     return ''
 
 def _inflated(s, p):
@@ -184,7 +186,7 @@ def _mistake(r, s, p):
         return 'not normalised','' if not r.metadata else r.metadata
     if clipped := _clips_elsewhere(r.see, s, p): return 'clip range',f"it {clipped}, the choice {_clip_text(p)}"
     if name := _rearranged(r, s, p): return name,''
-    if name := _other_model(s, p): return 'other model',f"they are those of {name!r}"
+    if name := _other_model(s, p): return 'other model',f"those of {name!r}"
     if _one_number(s, p): return 'one number',''
     factor,times = _other_unit(s, p),_inflated(s, p)
     if factor: return 'other unit',_unit_text(factor, p)

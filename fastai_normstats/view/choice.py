@@ -69,7 +69,7 @@ def _draw_panel(ax, choice, title, channels, labels):
     rows = list(_candidate_rows(choice.table(), channels, m.n_channels))
     top,lo,hi = _draw_hist(ax, m, channels[0])
     ax.set_xlim(*room_for_rows((lo, hi), rows))
-    style_axes(ax, title, 'value before normalisation')
+    style_axes(ax, title, 'value before normalisation; bars: mean ± std')
     draw_rows(ax, top, rows, labels)
     if labels: ax.set_ylabel('share of pixels', y=0, ha='left')
 
@@ -92,7 +92,7 @@ def plot(self:StatsChoice,
                          "fit again with `measure=True` added")
     panels = [(name, [c]) for c,name in enumerate(channel_labels(m.n_channels))]
     if _all_alike(m) and (axs is None or np.size(axs)==1):
-        panels = [('all channels, which are the same', [*range(m.n_channels)])]
+        panels = [('all channels, which are identical', [*range(m.n_channels)])]
     cols = panels_per_row(len(panels))
     n_rows = len([*_candidate_rows(self.table(), panels[0][1], m.n_channels)])
     height = -(-len(panels)//cols)*(.8+1.3*(1.1+row_height*n_rows))

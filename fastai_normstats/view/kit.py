@@ -168,6 +168,6 @@ def bin_top(heights):
 def say_cut_off(ax, i, share, edges, top):
     "Label bin `i`, which is cut off at height `top`, with its `share` of all values"
     right = i>len(edges)/2
-    text = f'{share:.0%} of pixels near {with_minus(brief(edges[i+right]))}'
+    text = f'{share:.0%} of pixels near {with_minus(brief(edges[i+right]))} (bar cut off)'
     at,ha = (edges[i+(not right)], top),'right' if right else 'left'
     say_at(ax, text, at, (-3 if right else 3, -2), ha=ha, va='top')
