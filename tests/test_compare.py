@@ -133,6 +133,7 @@ def test_random_states_and_the_block_are_left_alone(folder):
     assert random.getstate()==states[0] and torch.equal(torch.get_rng_state(),
         states[1]) and str(np.random.get_state())==states[2]
 
+@pytest.mark.slow
 def test_a_kept_split_stays(folder):
     db = block(splitter=RandomSplitter()).fit_stats(folder, **quick)
     valid,seen = list(db.dataloaders(folder, num_workers=0).valid_ds.items),[]
@@ -142,6 +143,7 @@ def test_a_kept_split_stays(folder):
 
 # --- what a run is worth
 
+@pytest.mark.slow
 def test_metrics_are_those_of_scikit_learn(folder):
     "On predictions and losses that the test collects itself"
     seen = []
@@ -175,6 +177,7 @@ def test_fine_tune_counts_both_phases(folder):
     c = compared(folder, learner=split, fit=Learner.fine_tune, epochs=2, seeds=1)
     assert [len(r['losses']) for r in c.records]==[3, 3]
 
+@pytest.mark.slow
 def test_positive_class(folder):
     a,b = (compared(folder, seeds=1, positive=k) for k in ('a', 'b'))
     assert a.classes==['b', 'a'] and b.classes==['a', 'b']
@@ -183,6 +186,7 @@ def test_positive_class(folder):
     np.testing.assert_allclose(a.runs.auroc, b.runs.auroc, rtol=1e-9)  # which does not depend on it
     assert (a.runs.pr_auc!=b.runs.pr_auc).any()
 
+@pytest.mark.slow
 def test_more_than_two_classes(three):
     c = compared(three, seeds=1, folds=2, metrics=dict(shape=lambda y, p: p.shape[1]))
     assert c.classes==['x', 'y', 'z'] and (c.runs['shape']==3).all()
@@ -192,6 +196,7 @@ def test_more_than_two_classes(three):
         np.testing.assert_allclose(r.f1, f1_score(y, p.argmax(1), average='macro'), rtol=1e-9)
     assert len(c.by_recall()) and len(c.pooled())==2 and len(c.plot())==3
 
+@pytest.mark.slow
 def test_one_output(folder):
     "A network with a single logit for the positive class"
     def one(dls): return Learner(dls, net(1), BCEWithLogitsLossFlat())
@@ -386,6 +391,7 @@ def test_a_failing_run_loses_nothing(folder, tmp_path, same_learner):
     assert compared(folder, learner=again, seeds=3,
                     folder=tmp_path/'runs').runs.error.isna().all() and again.made==['custom']
 
+@pytest.mark.slow
 def test_a_network_that_is_used_again_is_refused(folder):
     "It would go on from what it learnt under the candidate before"
     body = net(8)
@@ -405,6 +411,7 @@ def test_a_candidate_that_cannot_be_applied_is_its_own_failure(folder):
         c = compared(folder, stats=dict(imagenet='imagenet', two=([.5]*2, [.5]*2)), seeds=1)
     assert c.runs.set_index('candidate').error.notna().to_dict()==dict(imagenet=False, two=True)
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_said(folder):
     def diverges(learn, epochs):
         learn.fit(epochs)
@@ -458,6 +465,7 @@ class OwnNoise(Transform):
     def __init__(self): super().__init__(); self.rng = np.random.default_rng(0)
     def encodes(self, x:TensorImage): return x+self.rng.normal()*.1
 
+@pytest.mark.slow
 def test_transforms_with_a_generator_of_their_own(folder):
     c = compared(folder, stats=dict(a='imagenet', b=imagenet_stats), seeds=1, folds=2,
                  block=dict(batch_tfms=OwnNoise()))
@@ -472,6 +480,7 @@ def test_losses_whose_predictions_are_understood(folder, loss):
     want = compared(folder, seeds=1).records[0]['probs']
     np.testing.assert_allclose(compared(folder, learner=one, seeds=1).records[0]['probs'], want, atol=1e-5)
 
+@pytest.mark.slow
 def test_a_loss_that_does_not_say_what_it_takes(folder):
     "Twice a sigmoid would put every probability above one half"
     def own(p, y): return F.binary_cross_entropy(p.flatten(), y.float().flatten())
@@ -603,6 +612,7 @@ def test_runs_on_other_images_are_not_mixed_in(tmp_path, monkeypatch, change):
     else: monkeypatch.setitem(globals(), '_brighter', .05)
     with pytest.raises(ValueError, match=rf'another comparison \(different: [a-z_, ]*\b{change}\b'): ask()
 
+@pytest.mark.slow
 def test_images_that_cannot_be_told_are_warned_of(folder, tmp_path):
     "Also where nothing is printed: whether they have changed must be known by the author"
     with pytest.warns(UserWarning, match='whether data changes .*two different pictures'):
@@ -746,6 +756,7 @@ def test_command_without_weights(folder, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert err.count('\n')==1 and 'cannot get the pretrained weights of resnet18' in err and '--scratch' in err
 
+@pytest.mark.slow
 def test_command_where_every_run_fails(folder, tmp_path, capsys, monkeypatch):
     def broken(*args, **kwargs): raise RuntimeError('no more memory')
     monkeypatch.setattr('fastai.vision.learner.vision_learner', broken)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from helpers import image_folder
 from PIL import Image
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(),
-                                reason='torch was built without gloo')
+no_gloo = not dist.is_available() or not dist.is_gloo_available()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(no_gloo, reason='torch was built without gloo')]
 
 def torchrun(n, *args):
     "Run a script on `n` processes; the completed process"

@@ -241,6 +241,7 @@ def test_a_baked_network_is_pipeline_and_network(name, kind, n):
         assert error<1e-5
         assert [k for k,_ in baked.front.named_buffers()]==left[name], baked.how
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [resnet18, lambda: get_model('mobilenet_v3_small'), lambda: get_model('densenet121')])
 def test_networks_of_torchvision_keep_their_zeros(make):
     torch.manual_seed(0)
@@ -250,6 +251,7 @@ def test_networks_of_torchvision_keep_their_zeros(make):
     error,baked = baked_error(make(), choice, x, want, 'uint8')
     assert error<1e-5 and [k for k,_ in baked.front.named_buffers()]==['mean']
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name,front', [('vit_tiny_patch16_224', []), ('convnext_atto', []),
                                         ('nf_resnet26', ['mean', 'std']), ('tf_efficientnet_lite0', ['mean'])])
 def test_networks_of_timm(name, front):
@@ -342,6 +344,7 @@ def test_statistics_in_hu_take_no_8_bit_images(input):
     choice,*_ = chosen('HU', 1)
     with pytest.raises(ValueError, match="input='units'"): bake_stats(padded(1), choice, input)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', networks)
 @pytest.mark.parametrize('kind,input', [('0-1', 'uint8'), ('0-1', 'float'), ('HU', 'units')])
 def test_torch_export_and_onnxruntime_give_the_same(tmp_path, name, kind, input):
@@ -567,6 +570,7 @@ def test_weights_of_torchvision_are_right_when_exported():
     for w in weights: named(verify_stats(choice_of_numbers(model_stats(w)).export('huggingface'), choice_of_numbers(
         (w.transforms().mean, w.transforms().std))), '')
 
+@pytest.mark.slow
 @pytest.mark.parametrize('w', weights[::8], ids=str)
 def test_transforms_of_torchvision_weights_are_right(w):
     t = w.transforms()

@@ -602,6 +602,7 @@ def loaded(tmp_path_factory):
 def test_17_loading_where_the_package_is_needs_no_import(loaded): np.testing.assert_allclose(loaded[2], loaded[1],
     atol=1e-6)
 
+@pytest.mark.slow
 def test_17_unpickling_without_the_package_names_it(loaded):
     assert loaded[0][0].startswith("ModuleNotFoundError: No module named 'fastai_normstats")
 

@@ -647,6 +647,7 @@ def test_drift(n):
         assert len({o.lines[0].get_marker() for o in ax.containers})==3, 'not told by colour alone'
     assert len(plot_drift(drift(3, alike=True)))==2
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n_drifted', [0, 5, 60])
 def test_drift_of_many_groups(n_drifted):
     "At most 40 rows a panel, the drifted ones among them, in the order of the table; what is left out is said"
