@@ -250,6 +250,29 @@ def _not_the_training_images(choice):
     return (f"in use are the {choice.stats.name} statistics, from which the training images differ as well: by {far}; "
             "`against='train'` compares with these")
 
+# %% ../nbs/15_drift.ipynb #8e8c0f12
+def _all_rows(ledgers, used, choice, training, policy):
+    "The rows of all `ledgers`, by group"
+    res = []
+    for group,m in ledgers.items():
+        n,n_used = m.n_channels,len(used.mean)
+        fit = for_channels(used, n)
+        if fit is None:
+            raise ValueError(f"the images have {n} channel{'s'*(n!=1)} and the statistics in use {n_used}: load images "
+                             f"of {n_used} channels")
+        res += [dict(group=group, **r) for r in _rows(m, fit, training, _null(choice, training, n), policy)]
+    return res
+
+def _warn_of(train, dl, ledgers, used, scheme):
+    "What the guards say to both loaders and to the images, each sentence once"
+    said = [*check_loader(train), clipped(unwrapped(dl))]
+    for m in ledgers: said += [*check_images(m, used), constant(m)]
+    if scheme.masked:
+        said.append("each image is normalised on its own: what the table shows of brightness and contrast does not "
+                    "reach the network")
+    for s in dict.fromkeys(said):
+        if s: warnings.warn(printable(s))
+
 # %% ../nbs/15_drift.ipynb #8e8c0f11
 @patch
 def check_stats(self:DataLoaders,
@@ -280,29 +303,6 @@ def check_stats(self:DataLoaders,
     if verbose and training is None and choice is not None and choice.measured: say(_not_the_training_images(choice))
     return df.drop(columns='group') if by is None else df
 
-# %% ../nbs/15_drift.ipynb #8e8c0f12
-def _all_rows(ledgers, used, choice, training, policy):
-    "The rows of all `ledgers`, by group"
-    res = []
-    for group,m in ledgers.items():
-        n,n_used = m.n_channels,len(used.mean)
-        fit = for_channels(used, n)
-        if fit is None:
-            raise ValueError(f"the images have {n} channel{'s'*(n!=1)} and the statistics in use {n_used}: load images "
-                             f"of {n_used} channels")
-        res += [dict(group=group, **r) for r in _rows(m, fit, training, _null(choice, training, n), policy)]
-    return res
-
-def _warn_of(train, dl, ledgers, used, scheme):
-    "What the guards say to both loaders and to the images, each sentence once"
-    said = [*check_loader(train), clipped(unwrapped(dl))]
-    for m in ledgers: said += [*check_images(m, used), constant(m)]
-    if scheme.masked:
-        said.append("each image is normalised on its own: what the table shows of brightness and contrast does not "
-                    "reach the network")
-    for s in dict.fromkeys(said):
-        if s: warnings.warn(printable(s))
-
 # %% ../nbs/15_drift.ipynb #5c2c8a49
 def _expected(learn, model):
     "What the model of `learn` expects, and its name; the error instead where nobody knows or it normalises inside"
@@ -327,6 +327,20 @@ def _disagreement(used, want, choice, name):
     remedy = "`learn.dls.fit_stats(model=…)` chooses and says why"
     return f"{name} expects {_numbers(want)} ({want.source}), and {what}: {remedy}"
 
+# %% ../nbs/15_drift.ipynb #5e8fc1bb
+def _inside(error, used):
+    "What is wrong with normalising for a model that does it itself"
+    if isinstance(error, NormalisesInside) and used: return f"{error}; now it uses {_numbers(used)}"
+
+def _all_well(fit, want, choice, name, scratch, n):
+    "One sentence on why nothing is wrong, or cannot be known to be"
+    if isinstance(want, NormalisesInside): return f"{name} normalises inside, and the pipeline leaves that to it"
+    if scratch: return f"{name} is trained from scratch: it expects nothing in particular"
+    if not isinstance(want, NormStats): return f"nobody here knows what {name} expects: {want}"
+    if choice is not None: return f"{choice.kind} statistics, chosen by rule `{choice.rule}`: {choice.why}"
+    if fit is None: return f"{name} has no statistics for {n} channel{'s'*(n!=1)}"
+    return f"the pipeline gives {name} what it expects: {_numbers(fit)} ({fit.source})"
+
 # %% ../nbs/15_drift.ipynb #5e8fc1ba
 @patch
 def check_stats(self:Learner,
@@ -348,17 +362,3 @@ def check_stats(self:Learner,
     if verbose and not wrong: say(_all_well(fit, want, choice, name, scratch, n))
     cols = dict(mean=used and used.mean, std=used and used.std, model_mean=fit and fit.mean, model_std=fit and fit.std)
     return pd.DataFrame({'channel': range(n), **{k: [math.nan]*n if v is None else list(v) for k,v in cols.items()}})
-
-# %% ../nbs/15_drift.ipynb #5e8fc1bb
-def _inside(error, used):
-    "What is wrong with normalising for a model that does it itself"
-    if isinstance(error, NormalisesInside) and used: return f"{error}; now it uses {_numbers(used)}"
-
-def _all_well(fit, want, choice, name, scratch, n):
-    "One sentence on why nothing is wrong, or cannot be known to be"
-    if isinstance(want, NormalisesInside): return f"{name} normalises inside, and the pipeline leaves that to it"
-    if scratch: return f"{name} is trained from scratch: it expects nothing in particular"
-    if not isinstance(want, NormStats): return f"nobody here knows what {name} expects: {want}"
-    if choice is not None: return f"{choice.kind} statistics, chosen by rule `{choice.rule}`: {choice.why}"
-    if fit is None: return f"{name} has no statistics for {n} channel{'s'*(n!=1)}"
-    return f"the pipeline gives {name} what it expects: {_numbers(fit)} ({fit.source})"

@@ -176,6 +176,19 @@ def _openvino_code(p):
             '    steps = ppp.input().preprocess().convert_element_type(Type.f32)',
             '    steps.mean(mean_values).scale(scale_values)', '    return ppp.build()']
 
+# %% ../../nbs/45_serve_formats.ipynb #a5100023
+_install = dict(albumentations='pip install albumentations', onnx="pip install 'fastai_normstats[serve]'",
+                onnxscript="pip install 'fastai_normstats[serve]'")
+
+def needed(
+    name:str  # A module that need not be installed
+):
+    "The module; an ImportError that says how to install it where it is not there"
+    try: return import_module(name)
+    except ImportError as e:
+        how = _install.get(name, f'pip install {name}')
+        raise ImportError(f"this needs {name}, which cannot be imported ({e}): `{how}`", name=name) from e
+
 # %% ../../nbs/45_serve_formats.ipynb #a5100022
 def _coreml_code(p):
     d = _coreml(p, None, None, None)
@@ -201,19 +214,6 @@ def _from_code(format, p, size, resample, choice):
     names = {}
     exec(compile(_code(format, p, size, resample, choice), f'<{format}>', 'exec'), names)
     return names['transform']
-
-# %% ../../nbs/45_serve_formats.ipynb #a5100023
-_install = dict(albumentations='pip install albumentations', onnx="pip install 'fastai_normstats[serve]'",
-                onnxscript="pip install 'fastai_normstats[serve]'")
-
-def needed(
-    name:str  # A module that need not be installed
-):
-    "The module; an ImportError that says how to install it where it is not there"
-    try: return import_module(name)
-    except ImportError as e:
-        how = _install.get(name, f'pip install {name}')
-        raise ImportError(f"this needs {name}, which cannot be imported ({e}): `{how}`", name=name) from e
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100028
 formats = dict(torchvision=None, huggingface=_huggingface, timm=_timm, openvino=_openvino, coreml=_coreml, onnx=_onnx,

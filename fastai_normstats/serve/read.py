@@ -249,6 +249,18 @@ def _baked(own, see, where):
     def whole(colours): return rest(see(np.asarray(colours)*times))
     return Reading(where, whole, (mean.tolist(), std.tolist()), takes=takes, metadata=said)
 
+# %% ../../nbs/47_serve_read.ipynb #c7100028
+def _heads(see, where, stated, numbers, elem_type, eight_bit):
+    "The readings of a graph that normalises at its head, for each kind of values that it may be given"
+    if numbers:
+        old = see
+        see = lambda c: old(affine(*numbers, 1/255 if eight_bit else 1.)(np.asarray(c)))
+        return [Reading(where, see, stated, metadata="its metadata and the head of its graph both normalise")]
+    if not eight_bit: return [Reading(where, see, stated, takes='units')]
+    if elem_type==2: return [Reading(where, see, stated, takes='uint8')]
+    return [Reading(where, lambda c: see(np.asarray(c)/255), stated, takes='float'),
+            Reading(where, see, stated, takes='floats of 0–255')]
+
 # %% ../../nbs/47_serve_read.ipynb #c7100027
 def _identical(see, n): return np.allclose(see(np.tile([[0.], [1.], [200.]], (1, n))), [[0.], [1.], [200.]])
 
@@ -271,18 +283,6 @@ def _onnx(path, n, eight_bit):
         return [Reading(where, affine(*numbers, scale), numbers, metadata=alone)]
     raise ValueError(f"{where} says nothing of normalising: neither steps at the head of its graph nor metadata "
                      "`image_normalize`")
-
-# %% ../../nbs/47_serve_read.ipynb #c7100028
-def _heads(see, where, stated, numbers, elem_type, eight_bit):
-    "The readings of a graph that normalises at its head, for each kind of values that it may be given"
-    if numbers:
-        old = see
-        see = lambda c: old(affine(*numbers, 1/255 if eight_bit else 1.)(np.asarray(c)))
-        return [Reading(where, see, stated, metadata="its metadata and the head of its graph both normalise")]
-    if not eight_bit: return [Reading(where, see, stated, takes='units')]
-    if elem_type==2: return [Reading(where, see, stated, takes='uint8')]
-    return [Reading(where, lambda c: see(np.asarray(c)/255), stated, takes='float'),
-            Reading(where, see, stated, takes='floats of 0–255')]
 
 # %% ../../nbs/47_serve_read.ipynb #c7100025
 def _path_readings(path, n, eight_bit):

@@ -177,6 +177,18 @@ _texts = {
     'other unit':       "the pixels are in another unit than the numbers",
     'other numbers':    "the numbers are others"}
 
+# %% ../../nbs/48_serve_verify.ipynb #d810001a
+def _clip_text(p):
+    if p.low is None: return "does not clip"
+    return f"clips between {brief(min(p.low)/p.scaling)} and {brief(max(p.high)/p.scaling)}"
+
+def _unit_text(factor, p):
+    "In words, what the pixels are divided by instead of what they should be"
+    divisor = factor*p.scaling
+    known = next((d for d in _divisors if abs(divisor/d-1)<5e-3), None)
+    if known is None: return f"they are off by a factor of {brief(factor)}"
+    return f"they are divided by {known:g} instead of {p.scaling:g}"
+
 # %% ../../nbs/48_serve_verify.ipynb #d8100017
 def _mistake(r, s, p):
     "(name, what more there is to say) of the mistake"
@@ -201,18 +213,6 @@ def _of_each_image(s):
     if not np.isfinite(steps).all() or (np.abs(steps)<1e-6).all(): return True
     monotone = ((steps>=0).all(0) | (steps<=0).all(0)).all()
     return not s.straight and not monotone
-
-# %% ../../nbs/48_serve_verify.ipynb #d810001a
-def _clip_text(p):
-    if p.low is None: return "does not clip"
-    return f"clips between {brief(min(p.low)/p.scaling)} and {brief(max(p.high)/p.scaling)}"
-
-def _unit_text(factor, p):
-    "In words, what the pixels are divided by instead of what they should be"
-    divisor = factor*p.scaling
-    known = next((d for d in _divisors if abs(divisor/d-1)<5e-3), None)
-    if known is None: return f"they are off by a factor of {brief(factor)}"
-    return f"they are divided by {known:g} instead of {p.scaling:g}"
 
 # %% ../../nbs/48_serve_verify.ipynb #d8100018
 def _listed(v): return ', '.join(f'{o:.4g}' for o in dict.fromkeys(np.round(v, 6).tolist()) or v)
