@@ -225,7 +225,7 @@ def config_numbers(
         if not {bool, str}.isdisjoint(map(type, values)): raise TypeError("neither is a number")
         return list(NormStats(values, [1.]*len(values)).mean)
     except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{where}: `{key}` must be finite numbers, one per channel, got {v!r}") from None
+        raise ValueError(f"{where}: `{key}` must be finite numbers, one per channel, got {repr(v)[:60]}") from None
 
 # %% ../nbs/07_models.ipynb #c49e9396
 def _rescaling(cfg, where):

@@ -7,6 +7,7 @@ __all__ = ['bake_stats', 'Front', 'SchemeFront', 'first_conv', 'fold', 'Baked']
 
 # %% ../../nbs/46_serve_bake.ipynb #b6100004
 import copy, tempfile, warnings
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import fx, nn
 
-from ..values import brief, say, write_file
+from ..values import brief, first_line, say, write_file
 from ..loaders import normalize_in
 from ..choice import StatsChoice, choice_of
 from .formats import needed, onnx_metadata, read_onnx, served_pixels, units_of
@@ -74,15 +75,15 @@ def first_conv(
     model:nn.Module  # Any network
 )->tuple|None:
     "(name, convolution) of the one that alone reads the input, with weights of its own; `None` where there is none"
-    try: nodes = list(_Tracer().trace(model).nodes)
+    try: nodes = list(_Tracer().trace(copy.deepcopy(model)).nodes)  # a network may keep what it sees while it is traced
     except Exception: return None  # control flow that cannot be followed
     inputs = [n for n in nodes if n.op=='placeholder']
     if not inputs: return None
     users = [u for u in inputs[0].users if not _only_asks(u)]
     if len(users)!=1 or users[0].op!='call_module': return None
-    name,n_calls = users[0].target,sum(n.target==users[0].target for n in nodes)
-    conv = model.get_submodule(name)
-    return (name, conv) if isinstance(conv, _convs) and n_calls==1 and _is_plain(model, conv) else None
+    name = users[0].target
+    conv,uses = model.get_submodule(name),[n for n in nodes if f'{n.target}.'.startswith(f'{name}.')]
+    return (name, conv) if isinstance(conv, _convs) and len(uses)==1 and _is_plain(model, conv) else None
 
 # %% ../../nbs/46_serve_bake.ipynb #b6100012
 def _is_plain(model, conv):
@@ -138,7 +139,8 @@ def _fold_first(model, p):
     if found is None: return None,"no convolution alone reads the input"
     name,conv = found
     n = len(conv.kernel_size)
-    if conv.in_channels!=p.n_channels: return None,f"`{name}` takes {conv.in_channels} channels"
+    if conv.in_channels!=p.n_channels:
+        raise ValueError(f"`{name}` takes {conv.in_channels} channels, and the statistics are for {p.n_channels}")
     for whole in [False] if _pads_zeros(conv) else [True, False]:
         folded = copy.deepcopy(conv)
         fold(folded, p.std, p.mean if whole else None)
@@ -157,7 +159,12 @@ class Baked(nn.Module):
         self.metadata,self.input,self.n_channels = metadata,input,n_channels
         self.dtype = next((o.dtype for o in model.parameters() if o.is_floating_point()), torch.float32)
 
-    def forward(self, x, *others): return self.model(self.front(x).to(self.dtype), *others)
+    def forward(self, x, *others):
+        if (self.input=='uint8' and x.dtype!=torch.uint8) or (self.input=='float' and not x.is_floating_point()):
+            raise TypeError(f"this network takes {self.input} images, got {x.dtype}: bake with another `input`")
+        if x.ndim<3 or x.shape[1]!=self.n_channels:
+            raise ValueError(f"this network takes batches (B, {self.n_channels}, …), got {tuple(x.shape)}")
+        return self.model(self.front(x).to(self.dtype), *others)
 
     def extra_repr(self): return f"takes {self.input} images; {self.how}"
 
@@ -215,12 +222,16 @@ def bake_stats(
         raise TypeError(f"`model` must be a network (nn.Module), got {type(model).__name__}: `learn.model`, say")
     if not isinstance(choice, StatsChoice):
         raise TypeError(f"`choice` must be a StatsChoice, got {type(choice).__name__}: `dls.stats_choice`, say")
-    model = copy.deepcopy(model).eval()
+    try: mine = copy.deepcopy(model).eval()
+    except RuntimeError as e:
+        raise ValueError(f"this network cannot be copied: {first_line(e)}") from e
+    model = mine
     front,how,n_channels,metadata = _put_in(model, choice, input)
     device = next((o.device for o in model.parameters()), None)
     if verbose: say(f"takes {input} images; {how}")
     return Baked(front.to(device), model, how, metadata, input, n_channels).eval()
 
+# %% ../../nbs/46_serve_bake.ipynb #b6100040
 _bake = bake_stats
 
 @patch
@@ -238,6 +249,13 @@ def bake_stats(self:Learner,
 bake_stats = _bake
 
 # %% ../../nbs/46_serve_bake.ipynb #b6100031
+def _sizes(size, n):
+    "`size` as `n` numbers of pixels, or a ValueError"
+    both = (size,)*n if isinstance(size, Integral) else size
+    whole = isinstance(both, (tuple, list)) and len(both)==n and all(isinstance(o, Integral) and o>0 for o in both)
+    if whole and not isinstance(size, bool): return tuple(map(int, both))
+    raise ValueError(f"`size` must be a number of pixels or {n} of them, each above 0, got {size!r}")
+
 @patch
 def to_onnx(self:Baked,
     path:str|Path,    # The ONNX file to write
@@ -247,7 +265,7 @@ def to_onnx(self:Baked,
     "Write the network to an ONNX file, for batches of any number of images, with the origin of its numbers"
     for o in ('onnx', 'onnxscript'): needed(o)
     n_spatial = self.front.n_spatial if isinstance(self.front, SchemeFront) else _n_spatial(self.model, None)
-    sizes = (size,)*n_spatial if isinstance(size, int) else tuple(size)
+    sizes = _sizes(size, n_spatial)
     device = next((o.device for o in self.buffers()), None)
     dtype = torch.uint8 if self.input=='uint8' else torch.float32
     x = torch.zeros(2, self.n_channels, *sizes, dtype=dtype, device=device)

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -192,12 +193,17 @@ def needed(
 # %% ../../nbs/45_serve_formats.ipynb #a5100022
 def _coreml_code(p):
     d = _coreml(p, None, None, None)
+    if p.n_channels not in ((1, 3) if p.eight_bit else (1,)):
+        kind = 'bytes' if p.eight_bit else 'floats'
+        raise ValueError(f"a Core ML image cannot have {p.n_channels} channels of {kind}: put the numbers in front of "
+                         "the network with `bake_stats`")
     layout = 'GRAYSCALE' if p.n_channels==1 else 'RGB'
     if not p.eight_bit: layout = 'GRAYSCALE_FLOAT16'
     return ['import coremltools as ct', '', f"scale = {_floats(d['scale'])}", f"bias = {_floats(d['bias'])}", '',
             'def image_input(shape, name=None):', '    "The input for `ct.convert(…, inputs=[…])`; `shape` is NCHW"',
             f'    layout = ct.colorlayout.{layout}',
-            '    return ct.ImageType(name=name, shape=shape, scale=scale, bias=bias, color_layout=layout)']
+            '    each = [[[s]] for s in scale]  # one a channel: they are multiplied with (C, H, W)',
+            '    return ct.ImageType(name=name, shape=shape, scale=each, bias=bias, color_layout=layout)']
 
 def _code(format, p, size, resample, choice):
     "The Python file of a format that is told in code"
@@ -234,10 +240,11 @@ def checked_size(size, resample):
     if resample not in _resamples:
         raise ValueError(f"`resample` must be one of {', '.join(map(repr, _resamples))}, got {resample!r}")
     if size is None: return None
-    both = (size, size) if isinstance(size, int) else size
-    whole = isinstance(both, (tuple, list)) and len(both)==2 and all(type(o) is int and 0<o<2**16 for o in both)
-    if not whole: raise ValueError(f"`size` must be a number of pixels or (height, width), got {size!r}")
-    return tuple(both)
+    both = (size, size) if isinstance(size, Integral) else size
+    pair = isinstance(both, (tuple, list)) and len(both)==2 and not isinstance(size, bool)
+    if not pair or not all(isinstance(o, Integral) and 0<o<2**16 for o in both):
+        raise ValueError(f"`size` must be a number of pixels or (height, width), got {size!r}")
+    return tuple(map(int, both))
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100029
 _files = dict(huggingface='preprocessor_config.json', timm='config.json')
@@ -256,13 +263,25 @@ def export_text(
     return json.dumps(formats[format](p, size, resample, choice), indent=1)
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100037
-def _timm_file(path, config):
-    "The text of a timm `config.json`: the one that stands there, with the numbers of `config`"
+def _in_timm(old, config, path):
+    "The timm configuration `old` with the numbers of `config`"
+    if not isinstance(old.get('pretrained_cfg', {}), dict) or 'model_type' in old:
+        raise ValueError(f"{path} is no timm config: it must hold a JSON object with an object `pretrained_cfg`")
+    return old | dict(pretrained_cfg=old.get('pretrained_cfg', {}) | config)
+
+def _in_huggingface(old, config, path):
+    "The processor `old` with the numbers of `config`: its class and crop stay, and its size where none was asked for"
+    if 'rescale_offset' in old: config = config | dict(rescale_offset=False)
+    kept = ('image_processor_type', *([] if config['do_resize'] else ['do_resize']))
+    return old | config | {k: old[k] for k in kept if k in old}
+
+def _updated(path, format, config):
+    "The text of a JSON file: what stands there, with the numbers of `config`"
     try: old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     except (ValueError, RecursionError) as e: raise ValueError(f"cannot read {path}, to put the numbers in: {e}") from e
-    if not isinstance(old, dict) or not isinstance(old.get('pretrained_cfg', {}), dict):
-        raise ValueError(f"{path} is no timm config: it must hold a JSON object with an object `pretrained_cfg`")
-    return json.dumps(old | dict(pretrained_cfg=old.get('pretrained_cfg', {}) | config), indent=1)
+    if not isinstance(old, dict): raise ValueError(f"{path} is no configuration: it must hold a JSON object")
+    put_in = _in_timm if format=='timm' else _in_huggingface
+    return json.dumps(put_in(old, config, path), indent=1)
 
 def write_text(
     path:str|Path,  # A file, or a folder, which is made where there is none; for ONNX, the model
@@ -275,7 +294,7 @@ def write_text(
     if path.is_dir() or not path.suffix:
         path.mkdir(parents=True, exist_ok=True)
         path = path/_files.get(format, f'{format}_preprocessing.py')
-    write_file(path, _timm_file(path, json.loads(text)) if format=='timm' else text)
+    write_file(path, _updated(path, format, json.loads(text)) if format in _files else text)
     return path
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100030

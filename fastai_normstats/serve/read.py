@@ -15,6 +15,7 @@ import torch
 
 from ..models import config_files, config_numbers, config_sections, config_switch, read_json
 from .formats import needed, read_onnx
+from .bake import Baked
 
 # %% ../../nbs/47_serve_read.ipynb #c7100006
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Reading:
     numbers:tuple=()      # The (mean, std) that are written there, in whatever units
     unread:str=''         # Numbers that stand there and that nothing reads, in words
     takes:str=''          # What the input is: `'uint8'`, `'float'` (0–1), `'units'`, or `''` where it does not say
-    metadata:str=''       # Where numbers are metadata alone, what to say of that
+    metadata:str=''       # What to say of an ONNX file beside that
+    mistake:str=''        # The name of a mistake that shows already
 
 def affine(
     mean,        # One number per channel, or one for all
@@ -253,9 +255,8 @@ def _baked(own, see, where):
 def _heads(see, where, stated, numbers, elem_type, eight_bit):
     "The readings of a graph that normalises at its head, for each kind of values that it may be given"
     if numbers:
-        old = see
-        see = lambda c: old(affine(*numbers, 1/255 if eight_bit else 1.)(np.asarray(c)))
-        return [Reading(where, see, stated, metadata="its metadata and the head of its graph both normalise")]
+        said,see = "its metadata and the head of its graph both do",affine(*numbers, 1/255 if eight_bit else 1.)
+        return [Reading(where, see, numbers, metadata=said, mistake='normalised twice')]
     if not eight_bit: return [Reading(where, see, stated, takes='units')]
     if elem_type==2: return [Reading(where, see, stated, takes='uint8')]
     return [Reading(where, lambda c: see(np.asarray(c)/255), stated, takes='float'),
@@ -273,7 +274,7 @@ def _onnx(path, n, eight_bit):
     nodes,out,kinds = _head(model.graph, name)
     head = _cut(model, nodes, name, out)
     see = _runner(head, name, dims, elem_type) if nodes else lambda c: np.asarray(c, dtype=np.float64)
-    if own.get('inside'): return [_baked(own, see, where)]
+    if own.get('inside'): return _fronts(own, model, nodes, name, dims, elem_type, where)
     numbers = _pair(said, ('mean', 'std'), where) if said else ()
     scale = 1/255 if eight_bit else 1.
     if nodes and not _identical(see, n): return _heads(see, where, _stated_in(head), numbers, elem_type, eight_bit)
@@ -281,36 +282,71 @@ def _onnx(path, n, eight_bit):
     if said:
         alone = "as metadata, which nothing applies by itself"
         return [Reading(where, affine(*numbers, scale), numbers, metadata=alone)]
-    raise ValueError(f"{where} says nothing of normalising: neither steps at the head of its graph nor metadata "
-                     "`image_normalize`")
+    after = f", which goes on with {' and '.join(sorted(kinds))}" if kinds else ''
+    raise ValueError(f"{where} says nothing of normalising: neither steps at the head of its graph{after}, nor "
+                     "metadata `image_normalize`")
+
+def _fronts(own, model, nodes, name, dims, elem_type, where):
+    "The readings of a baked network: what is in front may be followed by steps of the network's own"
+    heads = [_cut(model, nodes[:k+1], name, nodes[k].output[0]) for k in range(len(nodes))]
+    sees = [_runner(head, name, dims, elem_type) for head in heads] or [lambda c: np.asarray(c, dtype=np.float64)]
+    return [_baked(own, see, where) for see in reversed(sees)]
 
 # %% ../../nbs/47_serve_read.ipynb #c7100025
 def _path_readings(path, n, eight_bit):
-    if path.suffix.lower()=='.onnx': return _onnx(path, n, eight_bit)
+    if path.suffix.lower()=='.onnx': return [_onnx(path, n, eight_bit)]
     files = [path/f for f in config_files if (path/f).is_file()] if path.is_dir() else [path]
     if not files:
         raise ValueError(f"nothing to read in folder {path}: looked for {', '.join(config_files)}; name an ONNX "
                          "file itself")
     if not path.exists(): raise ValueError(f"no such file or folder: {path}")
-    if path.is_file() and path.suffix.lower()!='.json':
+    if not path.is_dir() and (not path.is_file() or path.suffix.lower()!='.json'):
         raise ValueError(f"cannot read {path}: give a Hugging Face or timm folder, its JSON file, or an ONNX file")
-    errors = []
+    res,errors = [],[]
     for f in files:
-        try: return [_config(read_json(f), str(f), eight_bit)]
+        try: res.append([_config(read_json(f), str(f), eight_bit)])
         except ValueError as e: errors.append(e)
-    raise errors[0]
+    if not res: raise errors[0]
+    return res
 
+# %% ../../nbs/47_serve_read.ipynb #c7100031
+def _told(d):
+    "The reading of a dict that `export` gave for OpenVINO, Core ML or ONNX; `None` for another"
+    what = 'this configuration'
+    if 'mean_values' in d:
+        mean,std = _pair(d, ('mean_values', 'scale_values'), what)
+        return Reading(what, affine(mean, std), (mean, std))
+    if 'scale' in d and 'bias' in d:
+        scale,bias = (np.asarray(config_numbers(d, k, what)) for k in ('scale', 'bias'))
+        return Reading(what, lambda c: np.asarray(c)*scale+bias)
+    if 'image_normalize' in d:
+        own,said = (_json_of(d, k, what) for k in ('fastai_normstats', 'image_normalize'))
+        numbers = _pair(said, ('mean', 'std'), what)
+        return Reading(what, affine(*numbers, 1/_positive(own, 'scaling', 255., what)), numbers)
+
+def _front_of(baked, this):
+    "The reading of a network that `bake_stats` made"
+    own = _json_of(baked.metadata, 'fastai_normstats', this)
+    if not own: raise ValueError(f"{this} normalises each image by itself, which fixed numbers cannot be compared with")
+    def see(colours):
+        x = torch.as_tensor(np.asarray(colours), dtype=torch.float32)
+        n_spatial = next((o.ndim-2 for o in baked.front.buffers()), 2)
+        return baked.front.cpu()(x.view(*x.shape, *[1]*n_spatial)).flatten(1).double().numpy()
+    return _baked(own, see, this)
+
+# %% ../../nbs/47_serve_read.ipynb #c7100030
 def readings(
     obj,              # A path, a configuration (dict), a network or processor that carries one, or a transform
     n:int,            # Channels of the images
     eight_bit:bool    # Are colours 0–255, or in the units of the files?
 )->list:
-    "What `obj` may do to pixels, a `Reading` for each way to use it; a ValueError where that cannot be told"
+    "For each thing that `obj` holds a list of `Reading`, one for each way to use it; ValueError: cannot be told"
     if isinstance(obj, (str, Path)): return _path_readings(Path(obj), n, eight_bit)
-    if isinstance(obj, Mapping): return [_config(obj, 'this configuration', eight_bit)]
+    if isinstance(obj, Mapping): return [[_told(obj) or _config(obj, 'this configuration', eight_bit)]]
     this,config = f"this {type(obj).__name__}",getattr(obj, 'pretrained_cfg', None)
-    if isinstance(config, Mapping): return [_timm(config, this, eight_bit)]
-    if hasattr(obj, 'image_mean') and hasattr(obj, 'to_dict'): return [_huggingface(obj.to_dict(), this)]
-    if callable(obj): return [_transform(obj, eight_bit)]
+    if isinstance(config, Mapping): return [[_timm(config, this, eight_bit)]]
+    if isinstance(obj, Baked): return [[_front_of(obj, this)]]
+    if hasattr(obj, 'image_mean') and hasattr(obj, 'to_dict'): return [[_huggingface(obj.to_dict(), this)]]
+    if callable(obj): return [[_transform(obj, eight_bit)]]
     raise ValueError(f"cannot tell what a {type(obj).__name__} does to pixels: give a path, a configuration, or a "
                      "transform")

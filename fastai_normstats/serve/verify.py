@@ -35,20 +35,27 @@ class _Seen:
     std:np.ndarray
     made:np.ndarray       # (17 + C, C) what was made of the colours
     straight:bool         # Is it a straight line in the values?
+    mixed:bool            # Does a channel depend on several?
 
+# %% ../../nbs/48_serve_verify.ipynb #d810001c
 def _seen(see, p):
     "Show colours to `see`"
     greys,bumped = _colours(p)
     made = np.asarray(see(np.concatenate([greys, bumped])), dtype=np.float64)
+    if made.shape!=(17+p.n_channels, p.n_channels):
+        raise ValueError(f"what is served has another number of channels than the {p.n_channels} of the choice")
     ys,middle = made[:17],made[8]
     slopes = (made[17:]-middle)/(greys[12]-greys[8])[:,None]  # [c, k]: what a brighter channel c does to channel k
     order = np.abs(slopes).argmax(0)
-    slope = slopes[order, np.arange(len(order))]
-    with np.errstate(divide='ignore', invalid='ignore'):
-        std,mean = 1/slope,greys[8][order]-middle/slope
-        line = (greys[:,order]-mean)/std
-    straight = np.allclose(line, ys, rtol=1e-3, atol=1e-3) if np.isfinite(line).all() else False
-    return _Seen(tuple(order.tolist()), mean, std, made, straight)
+    steep,off = slopes[order, np.arange(len(order))],np.abs(slopes).sum(0)
+    mixed = bool((off>1.1*np.abs(steep)).any())
+    ends = (ys[-1]-ys[0])/(greys[-1]-greys[0])[order]
+    line = ys[0]+ends*(greys[:,order]-greys[0][order])
+    rounding = 1e-3*np.ptp(ys, axis=0)+1e-6*np.abs(ys).max(0)
+    straight = bool((np.abs(line-ys)<=rounding).all()) and not mixed
+    slope = ends if straight else steep
+    with np.errstate(divide='ignore', invalid='ignore'): std,mean = 1/slope,greys[8][order]-middle/slope
+    return _Seen(tuple(order.tolist()), mean, std, made, straight, mixed)
 
 # %% ../../nbs/48_serve_verify.ipynb #d8100009
 def _near(a, b, tol=5e-3):
@@ -62,22 +69,25 @@ def _expected(p):
     "What `mean` and `std` amount to, in the units of the images, after each mistake that rearranges the right ones"
     m,s = (np.asarray(o) for o in (p.mean, p.std))
     unit = np.array(p.scaling)
-    return {'scaled twice': (unit*m, unit*s), 'never scaled': (m/unit, s/unit), 'swapped': (s, m),
-            'channel order': (m[::-1], s[::-1]), 'normalised twice': (m+m*s/unit, s*s/unit)}
+    res = [('scaled twice', unit*m, unit*s), ('never scaled', m/unit, s/unit), ('swapped', s, m),
+           ('channel order', m[::-1], s[::-1]), ('normalised twice', m+m*s/unit, s*s/unit),
+           ('inverted std', m, unit**2/s)]
+    if unit==1: return res[2:]
+    half = [('0-255 numbers', m, unit*s), ('0-255 numbers', unit*m, s)]
+    return res + half + [('mean only', m, 0*s+unit), ('mean only', m, 0*s+1)]
 
 def _same_numbers(p): return len({*zip(p.mean, p.std)})==1
 
 def _rearranged(r, s, p):
     "The name of the mistake that rearranges the right numbers, `''` for none"
     ordered = s.order==tuple(range(p.n_channels))
-    known = _expected(p)
     if not ordered: return 'channel order' if len({*s.order})==p.n_channels else ''
-    for name,numbers in known.items():
-        nothing_turned  = name=='channel order' and _same_numbers(p)
-        nothing_divided = name in ('scaled twice', 'never scaled') and p.scaling==1
-        if nothing_turned or nothing_divided or not _near((s.mean, s.std), numbers): continue
+    for name,*numbers in _expected(p):
+        nothing_turned = name=='channel order' and _same_numbers(p)
+        if nothing_turned or not _near((s.mean, s.std), numbers): continue
         return '0-255 numbers' if name=='scaled twice' and _written_for_255(r, p) else name
-    return ''
+    turned = not _same_numbers(p) and _near(*(np.sort(o, axis=1) for o in ((s.mean, s.std), (p.mean, p.std))))
+    return 'channel order' if turned else ''
 
 def _written_for_255(r, p):
     "Do the numbers that stand there look like those for 0–255?"
@@ -114,6 +124,7 @@ def _other_model(s, p):
         if any(_near((mean, std), o, tol=1e-3) for o in ((r.mean, r.std), *halves)): return r.name
     return ''
 
+# %% ../../nbs/48_serve_verify.ipynb #d810001d
 def _inflated(s, p):
     "How many times too large the std is, where one is by 1.5 or more while the mean is within the std; 0 elsewhere"
     ratio = s.std/np.asarray(p.std)
@@ -173,6 +184,10 @@ _texts = {
     'not normalised':   "nothing is normalised",
     'clip range':       "pixels are clipped to another range",
     'other model':      "the numbers are those of another model",
+    'mixed channels':   "each channel is made of several, as in images turned grey",
+    'inverted std':     "the pixels are multiplied by the std instead of divided",
+    'mean only':        "only the mean is subtracted: nothing divides by the std, unless that is folded into the first "
+                        "convolution, where it cannot be seen (`to_onnx` writes it down)",
     'inflated std':     "the std is too large, as one corrupt image among those measured makes it",
     'other unit':       "the pixels are in another unit than the numbers",
     'other numbers':    "the numbers are others"}
@@ -192,20 +207,30 @@ def _unit_text(factor, p):
 # %% ../../nbs/48_serve_verify.ipynb #d8100017
 def _mistake(r, s, p):
     "(name, what more there is to say) of the mistake"
+    if r.mistake: return r.mistake,r.metadata
     if r.unread: return 'never read',r.unread
+    if s.mixed: return 'mixed channels',''
     if _of_each_image(s): return 'per image',''
     if np.allclose(s.mean, 0, atol=1e-3*p.scaling) and any(np.allclose(s.std, o, rtol=1e-3) for o in (1., p.scaling)):
         return 'not normalised','' if not r.metadata else r.metadata
     if clipped := _clips_elsewhere(r.see, s, p): return 'clip range',f"it {clipped}, the choice {_clip_text(p)}"
     if name := _rearranged(r, s, p): return name,''
     if name := _other_model(s, p): return 'other model',f"those of {name!r}"
-    if _one_number(s, p): return 'one number',''
+    if _one_number(s, p) or _one_is_written(r, p): return 'one number',''
     factor,times = _other_unit(s, p),_inflated(s, p)
     if factor: return 'other unit',_unit_text(factor, p)
-    if not p.eight_bit and _near((s.mean-1024, s.std), (p.mean, p.std)) or _near((s.mean+1024, s.std), (p.mean, p.std)):
-        return 'other unit',"they are off by 1024, as stored values are from HU"
+    if offset := _offset_text(s, p): return 'other unit',offset
     if times: return 'inflated std',f"{brief(times)} times that of the choice"
     return 'other numbers',''
+
+def _one_is_written(r, p): return p.n_channels>1 and any(len(o)==1 for o in r.numbers) and not _same_numbers(p)
+
+def _offset_text(s, p):
+    "In words, what is added to the pixels, `''` for nothing that is known"
+    m,std = (np.asarray(o) for o in (p.mean, p.std))
+    if p.eight_bit: return "they are brought to [-1, 1] first" if _near((s.mean, s.std), ((255+m)/2, std/2)) else ''
+    off = any(_near((s.mean+o, s.std), (m, std)) for o in (-1024, 1024))
+    return "they are off by 1024, as stored values are from HU" if off else ''
 
 def _of_each_image(s):
     "Is every colour made into the same, but for rounding?"
@@ -215,8 +240,6 @@ def _of_each_image(s):
     return not s.straight and not monotone
 
 # %% ../../nbs/48_serve_verify.ipynb #d8100018
-def _listed(v): return ', '.join(f'{o:.4g}' for o in dict.fromkeys(np.round(v, 6).tolist()) or v)
-
 def _differs(r, s, p, off):
     "The verdict on a reading that is not what was chosen"
     name,more = _mistake(r, s, p)
@@ -241,7 +264,7 @@ def _verdict(r, p, pixels):
         want,got = (np.concatenate([a, f(pixels)]) for a,f in ((want, _truth(p)), (got, r.see)))
     difference = np.abs(got-want)
     off = float(difference.max())
-    if (difference<=1e-3*np.maximum(1, np.abs(want))).all():
+    if not r.mistake and (difference<=1e-3*np.maximum(1, np.abs(want))).all():
         how = ', '.join(filter(None, [r.takes and f"for {r.takes} images", r.metadata]))
         shown = '' if pixels is None else f"; on {len(pixels):,} pixels of the images the two agree to {off:.1g} σ"
         return Verdict(True, '', f"{r.where}: the numbers of the choice{f' ({how})' if how else ''}{shown}", off)
@@ -257,6 +280,12 @@ def _pixels(images, p, most=512):
     v = np.moveaxis(v, 1, -1).reshape(-1, p.n_channels)
     return v[np.linspace(0, len(v)-1, min(most, len(v))).astype(int)]
 
+_vague = ('other unit', 'clip range', 'per image', 'mean only', 'inflated std', 'other numbers')
+
+def _likelihood(v):
+    "What to sort the verdicts on different ways to use one thing by: the right one first, the vaguest last"
+    return not v.same, 1+_vague.index(v.mistake) if v.mistake in _vague else 0
+
 def verify_stats(
     obj,                 # A Hugging Face or timm folder, its JSON file, an ONNX file; a configuration; a transform
     choice:StatsChoice,  # What it should do
@@ -267,8 +296,9 @@ def verify_stats(
         raise TypeError(f"`choice` must be a StatsChoice, got {type(choice).__name__}: `StatsChoice.load(path)`, say")
     p = served_pixels(choice, "verify_stats compares with one mean and std a channel, and it")
     pixels = _pixels(images, p)
-    try: found = [_verdict(r, p, pixels) for r in readings(obj, p.n_channels, p.eight_bit)]
+    try: found = [[_verdict(r, p, pixels) for r in ways] for ways in readings(obj, p.n_channels, p.eight_bit)]
     except ValueError as e:
         if 'could not broadcast' not in str(e) and 'broadcast together' not in str(e): raise
         raise ValueError(f"what is served has another number of channels than the {p.n_channels} of the choice") from e
-    return min(found, key=lambda v: (not v.same, v.mistake=='other numbers'))
+    likeliest = [min(ways, key=_likelihood) for ways in found]
+    return max(likeliest, key=lambda v: not v.same)  # all that a folder holds must be right
