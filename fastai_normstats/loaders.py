@@ -106,6 +106,22 @@ class _NamedItems:
             raise ReadError(f"cannot {verb} {item_name(self.dl.dataset, i)}: {first_line(e)}") from e
         return None if item is None else (i, item)
 
+# %% ../nbs/04_loaders.ipynb #8da7f59b
+def _why_not_collated(items, e):
+    "One sentence on why `items` do not fit into one batch"
+    firsts = [it[0] if isinstance(it, (tuple, list)) else it for it in items]
+    shapes = [tuple(getattr(x, 'shape', ())) for x in firsts]
+    other = next((s for s in shapes if s!=shapes[0]), None)
+    if other is None: return f"cannot collate a batch: {first_line(e)}"
+    if shapes[0][1:]==other[1:]:
+        what,fix = 'channel counts', "load them as one kind, e.g. `ImageBlock(PILImage)` or `ImageBlock(PILImageBW)`"
+    else: what,fix = 'sizes', "bring them to one size, e.g. `item_tfms=Resize(224)`"
+    return f"images of one batch have different {what}, {shapes[0]} and {other}: {fix}"
+
+def _from_worker(e):
+    "A `ReadError` without the traceback that torch wraps round errors of worker processes"
+    return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
+
 # %% ../nbs/04_loaders.ipynb #55aa6796
 _numbered = 'fastai_normstats: a batch and the numbers of its items'
 
@@ -139,22 +155,6 @@ class _BatchTransforms:
         numbered = isinstance(b, (tuple, list)) and len(b)==3 and isinstance(b[1], str) and b[1]==_numbered
         b,idxs = (b[0], b[2]) if numbered else (b, None)
         return self.pipe(tuple(b) if type(b) is list else b), idxs  # pinning memory makes lists of tuples
-
-# %% ../nbs/04_loaders.ipynb #8da7f59b
-def _why_not_collated(items, e):
-    "One sentence on why `items` do not fit into one batch"
-    firsts = [it[0] if isinstance(it, (tuple, list)) else it for it in items]
-    shapes = [tuple(getattr(x, 'shape', ())) for x in firsts]
-    other = next((s for s in shapes if s!=shapes[0]), None)
-    if other is None: return f"cannot collate a batch: {first_line(e)}"
-    if shapes[0][1:]==other[1:]:
-        what,fix = 'channel counts', "load them as one kind, e.g. `ImageBlock(PILImage)` or `ImageBlock(PILImageBW)`"
-    else: what,fix = 'sizes', "bring them to one size, e.g. `item_tfms=Resize(224)`"
-    return f"images of one batch have different {what}, {shapes[0]} and {other}: {fix}"
-
-def _from_worker(e):
-    "A `ReadError` without the traceback that torch wraps round errors of worker processes"
-    return ReadError(str(e).rsplit(f"{ReadError.__name__}: ", 1)[-1].strip())
 
 # %% ../nbs/04_loaders.ipynb #f75de74a
 def check_indexed(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'IMAGENET', 'config_files', 'config_sections', 'is_imagenet', 'known_models', 'for_unit_range',
-           'for_channels', 'NormalisesInside', 'read_json', 'config_switch', 'config_numbers', 'model_stats']
+           'for_channels', 'NormalisesInside', 'config_switch', 'config_numbers', 'read_json', 'model_stats']
 
 # %% ../nbs/07_models.ipynb #55cac42d
 import json, os
@@ -89,6 +89,21 @@ def for_channels(s, n):
     alike = len({*zip(*s)})==1 and {n, len(s.mean)}=={1, 3}
     return replace(s, mean=s.mean[:1]*n, std=s.std[:1]*n) if alike else None
 
+# %% ../nbs/07_models.ipynb #5e6b170a
+def _unknown(name):
+    "The error for a model that nobody here knows"
+    import torchvision
+    known = {*_registry(), *torchvision.models.list_models()}
+    advice = "; if it is a timm architecture, `pip install timm` first"
+    if find_spec('timm'):
+        import timm
+        known.update(timm.list_models())
+        advice = ''
+    near = get_close_matches(name.lower().split('/')[-1], sorted(known), n=3)
+    hint = f"near matches are {', '.join(map(repr, near))}" if near else "give its statistics as (mean, std)"
+    hub  = "; nothing is downloaded: give the folder that it was saved to" if '/' in name else ''
+    return ValueError(f"unknown model {name!r}: {hint}{advice}{hub}")
+
 # %% ../nbs/07_models.ipynb #fe887fc7
 class NormalisesInside(ValueError):
     "A model that normalises its input itself has no statistics for a pipeline"
@@ -117,21 +132,6 @@ def _from_callable(f, weights=None):
         raise ValueError(f"{name} has no weights {weights!r}: it has {', '.join(known.__members__)}")
     return _from_weights(known[weights], name)
 
-# %% ../nbs/07_models.ipynb #5e6b170a
-def _unknown(name):
-    "The error for a model that nobody here knows"
-    import torchvision
-    known = {*_registry(), *torchvision.models.list_models()}
-    advice = "; if it is a timm architecture, `pip install timm` first"
-    if find_spec('timm'):
-        import timm
-        known.update(timm.list_models())
-        advice = ''
-    near = get_close_matches(name.lower().split('/')[-1], sorted(known), n=3)
-    hint = f"near matches are {', '.join(map(repr, near))}" if near else "give its statistics as (mean, std)"
-    hub  = "; nothing is downloaded: give the folder that it was saved to" if '/' in name else ''
-    return ValueError(f"unknown model {name!r}: {hint}{advice}{hub}")
-
 # %% ../nbs/07_models.ipynb #37dddf24
 def _from_timm(name):
     "From timm's configuration; `None` where it knows no such architecture"
@@ -152,6 +152,43 @@ def _from_name(name):
     try: return _from_weights(get_weight(name))
     except NormalisesInside: raise
     except (ValueError, KeyError) as e: raise ValueError(f"unknown weights {name!r}: {e}") from e
+
+# %% ../nbs/07_models.ipynb #c49e9395
+def config_switch(
+    cfg:dict,   # A configuration
+    key:str,    # The field
+    where:str   # What to call the configuration in an error
+)->bool:
+    "A field that is true unless said otherwise"
+    if (v := cfg.get(key)) is None: return True
+    if not isinstance(v, bool): raise ValueError(f"{where}: `{key}` must be true or false, got {v!r}")
+    return v
+
+def config_numbers(
+    cfg:dict,   # A configuration
+    key:str,    # The field
+    where:str   # What to call the configuration in an error
+)->list:
+    "A field of numbers, one a channel"
+    if (v := cfg.get(key)) is None: raise ValueError(f"{where}: field `{key}` is missing")
+    values = list(v) if isinstance(v, (list, tuple)) or hasattr(v, '__len__') else [v]
+    try:
+        if not {bool, str}.isdisjoint(map(type, values)): raise TypeError("neither is a number")
+        return list(NormStats(values, [1.]*len(values)).mean)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{where}: `{key}` must be finite numbers, one per channel, got {repr(v)[:60]}") from None
+
+# %% ../nbs/07_models.ipynb #c49e9396
+def _rescaling(cfg, where):
+    "What a Hugging Face processor makes of images in [0, 1] before normalising: x·scale − shift"
+    if not config_switch(cfg, 'do_rescale', where):
+        raise ValueError(f"{where}: `do_rescale` is false, which leaves open what range its images have: "
+                         "give NormStats(mean, std, value_range=…)")
+    factor = 1/255 if cfg.get('rescale_factor') is None else cfg['rescale_factor']
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor>0:
+        raise ValueError(f"{where}: `rescale_factor` must be a number above 0, got {factor!r}")
+    scale = 255*factor
+    return (1. if abs(scale-1)<1e-6 else scale), float(cfg.get('rescale_offset') is True)
 
 # %% ../nbs/07_models.ipynb #a48fd008
 config_files = ('preprocessor_config.json', 'processor_config.json', 'open_clip_config.json', 'config.json')
@@ -201,43 +238,6 @@ def _from_config(cfg, where, name):
     if min(std)<=0: raise ValueError(f"{where}: `{keys[1]}` must be above 0, got {std}")
     if (scale, shift)!=(1., 0.): mean,std = [(m+shift)/scale for m in mean],[d/scale for d in std]
     return _model_stats(mean, std, name, where, domain=None)
-
-# %% ../nbs/07_models.ipynb #c49e9395
-def config_switch(
-    cfg:dict,   # A configuration
-    key:str,    # The field
-    where:str   # What to call the configuration in an error
-)->bool:
-    "A field that is true unless said otherwise"
-    if (v := cfg.get(key)) is None: return True
-    if not isinstance(v, bool): raise ValueError(f"{where}: `{key}` must be true or false, got {v!r}")
-    return v
-
-def config_numbers(
-    cfg:dict,   # A configuration
-    key:str,    # The field
-    where:str   # What to call the configuration in an error
-)->list:
-    "A field of numbers, one a channel"
-    if (v := cfg.get(key)) is None: raise ValueError(f"{where}: field `{key}` is missing")
-    values = list(v) if isinstance(v, (list, tuple)) or hasattr(v, '__len__') else [v]
-    try:
-        if not {bool, str}.isdisjoint(map(type, values)): raise TypeError("neither is a number")
-        return list(NormStats(values, [1.]*len(values)).mean)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{where}: `{key}` must be finite numbers, one per channel, got {repr(v)[:60]}") from None
-
-# %% ../nbs/07_models.ipynb #c49e9396
-def _rescaling(cfg, where):
-    "What a Hugging Face processor makes of images in [0, 1] before normalising: x·scale − shift"
-    if not config_switch(cfg, 'do_rescale', where):
-        raise ValueError(f"{where}: `do_rescale` is false, which leaves open what range its images have: "
-                         "give NormStats(mean, std, value_range=…)")
-    factor = 1/255 if cfg.get('rescale_factor') is None else cfg['rescale_factor']
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor>0:
-        raise ValueError(f"{where}: `rescale_factor` must be a number above 0, got {factor!r}")
-    scale = 255*factor
-    return (1. if abs(scale-1)<1e-6 else scale), float(cfg.get('rescale_offset') is True)
 
 # %% ../nbs/07_models.ipynb #163ef7af
 def _attributes(o):

@@ -59,6 +59,14 @@ class SchemeFront(nn.Module):
         mean,std = self.scheme.own(x, self.mean, self.std, None)
         return (x-mean)/std
 
+# %% ../../nbs/46_serve_bake.ipynb #b6100012
+def _is_plain(model, conv):
+    "Is the weight a parameter of its own, which nothing else uses or computes?"
+    hooks = (*conv._forward_hooks.values(), *conv._forward_pre_hooks.values())
+    if hooks or not isinstance(conv._parameters.get('weight'), nn.Parameter): return False
+    names = [k for k,v in model.named_parameters(remove_duplicate=False) if v is conv.weight]
+    return len(names)==1
+
 # %% ../../nbs/46_serve_bake.ipynb #b6100011
 _convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -84,14 +92,6 @@ def first_conv(
     name = users[0].target
     conv,uses = model.get_submodule(name),[n for n in nodes if f'{n.target}.'.startswith(f'{name}.')]
     return (name, conv) if isinstance(conv, _convs) and len(uses)==1 and _is_plain(model, conv) else None
-
-# %% ../../nbs/46_serve_bake.ipynb #b6100012
-def _is_plain(model, conv):
-    "Is the weight a parameter of its own, which nothing else uses or computes?"
-    hooks = (*conv._forward_hooks.values(), *conv._forward_pre_hooks.values())
-    if hooks or not isinstance(conv._parameters.get('weight'), nn.Parameter): return False
-    names = [k for k,v in model.named_parameters(remove_duplicate=False) if v is conv.weight]
-    return len(names)==1
 
 # %% ../../nbs/46_serve_bake.ipynb #b6100015
 def _by_input(v, conv):
