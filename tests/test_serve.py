@@ -537,7 +537,8 @@ def test_onnx_metadata_beside_a_head_that_is_given_bytes(tmp_path):
 
 @pytest.mark.parametrize('mistake,steps', [
     ('scaled twice', [('Div', [255.]), ('Mul', [1/255]), 'sub', 'div']),
-    ('swapped', [('Div', [255.]), 'sub s', 'div m']), ('not normalised', [('Div', [255.])]), ('mean only', [('Div', [255.]), 'sub'])])
+    ('swapped', [('Div', [255.]), 'sub s', 'div m']), ('not normalised', [('Div', [255.])]),
+    ('mean only', [('Div', [255.]), 'sub'])])
 def test_onnx_heads_of_floats_that_divide_by_255(tmp_path, mistake, steps):
     m,s = map(per_channel, choice3.stats)
     words = {'sub': ('Sub', m), 'div': ('Div', s), 'sub s': ('Sub', s), 'div m': ('Div', m)}
