@@ -18,7 +18,7 @@ demo: $(VENV)/.make-base ## set up .venv, fit statistics on images that come wit
 test: $(VENV)/.make-dev ## set up .venv for development, run the notebooks, the sync check and pytest
 	$(NOTEBOOKS) $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python tests/check_sync.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # the environment in which notebooks are tested: one thread each, and a cache of their own
 NOTEBOOKS = cache=$$(mktemp -d); PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 XDG_CACHE_HOME=$$cache
@@ -28,7 +28,7 @@ ifdef M
 	$(NOTEBOOKS) $(BIN)/nbdev-test "$$(ls nbs/[0-9]*_$(M).ipynb)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(wildcard tests/test_$(M).py tests/test_$(M)_*.py)
 else
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
 endif
 
 bench: $(VENV)/.make-dev ## measure speed and memory, write benchmarks/results.md (minutes; IMAGES=folder for your own)
