@@ -18,7 +18,7 @@ demo: $(VENV)/.make-base ## set up .venv, fit statistics on images that come wit
 test: $(VENV)/.make-dev ## set up .venv for development, run the notebooks, the sync check and pytest
 	$(NOTEBOOKS) $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python tests/check_sync.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # the environment in which notebooks are tested: one thread each, and a cache of their own
 NOTEBOOKS = cache=$$(mktemp -d); PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 XDG_CACHE_HOME=$$cache
