@@ -446,6 +446,7 @@ def _nums(v): return ', '.join(f'{o:.6g}' for o in v)
 def _cmd_models(args):
     "A table of those that match, or all there is to say of one"
     from fastai_normstats.models import known_models, model_stats
+    from fastai_normstats.values import each_or_one
     df = known_models(args.name, args.domain)
     exact = df[df.name.str.lower()==args.name.lower().replace('_', '-')]
     if df.empty and args.domain:
@@ -458,7 +459,7 @@ def _cmd_models(args):
             raise CliError(str(e).replace("give its statistics as (mean, std)", instead)) from e
     df['range'] = [f'{a:g}–{b:g}' for a,b in df.value_range]
     df['input'] = df.input_size.astype(object).where(df.input_size.notna(), '–')
-    for k in ('mean', 'std'): df[k] = [_nums(dict.fromkeys(v)) for v in df[k]]
+    for k in ('mean', 'std'): df[k] = [each_or_one(v, '{:.6g}'.format) for v in df[k]]
     _say(df[['name', 'mean', 'std', 'range', 'channels', 'input', 'domain']].to_string(index=False))
 
 def _print_stats(name, s, row):

@@ -22,7 +22,7 @@ from fastai.vision.augment import RandomErasing, SpaceTfm
 from fasttransform import Transform
 from PIL import Image, UnidentifiedImageError
 
-from .values import brief
+from .values import brief, each_or_one
 from .loaders import item_at, unwrapped
 from .measure import handful, look_at
 from .models import IMAGENET
@@ -50,7 +50,7 @@ def already_normalised(
     elif unit.all():                               how = "mean and std are near 0 and 1"
     else: return None
     lo,hi = map(brief, m.ends)
-    mean,std = (', '.join(dict.fromkeys(map(brief, v.tolist()))) for v in (m.mean, m.std))
+    mean,std = (each_or_one(v.tolist()) for v in (m.mean, m.std))
     return (f"the images look normalised already ({how}; values from {lo} to {hi}, mean {mean}, std {std}): "
             "if a step before does that, remove it or this one")
 

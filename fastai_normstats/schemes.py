@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .values import brief
+from .values import brief, each_or_one
 
 # %% ../nbs/06_schemes.ipynb #66b2d375
 @dataclass(frozen=True)
@@ -40,12 +40,7 @@ class ZScore(Scheme):
     name:ClassVar[str] = 'zscore'
 
 # %% ../nbs/06_schemes.ipynb #941ad414
-def _end(values):
-    "One number for all channels where they read alike, else one of each"
-    words = [*map(brief, values)]
-    return words[0] if len({*words})==1 else ', '.join(words)
-
-def _in_words(limits): return ' and '.join(map(_end, limits))
+def _in_words(limits): return ' and '.join(map(each_or_one, limits))
 
 def _two(v):
     "`v` as the lower and the upper limits, two tuples of floats, or a ValueError"

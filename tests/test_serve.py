@@ -569,6 +569,19 @@ def test_a_folder_with_two_configurations_must_be_right_in_both(tmp_path):
     found = verify_stats(tmp_path, choice3)
     assert not found and 'config.json' in found.why
 
+def test_a_damaged_configuration_beside_a_right_one_is_said(tmp_path):
+    choice3.export('huggingface', tmp_path)
+    (tmp_path/'config.json').write_text('{"architecture": ')
+    with pytest.raises(ValueError, match='config.json'): verify_stats(tmp_path, choice3)
+
+def test_verifying_moves_no_network_to_the_cpu(monkeypatch):
+    baked,moved = bake_stats(padded(3), choice3, verbose=False),[]
+    def cpu(module):
+        moved.append(module)
+        return module
+    monkeypatch.setattr(nn.Module, 'cpu', cpu)
+    assert verify_stats(baked, choice3) and not any(o is baked.front for o in moved)
+
 @pytest.mark.parametrize('format', ['huggingface', 'timm', 'openvino', 'coreml', 'onnx'])
 def test_what_export_returns_can_be_verified(format):
     named(verify_stats(choice3.export(format, size=24), choice3), '')

@@ -164,7 +164,7 @@ def _albumentations_code(p, size, resample):
     return ['import albumentations as A', *['import numpy as np']*bool(clip), *clip, '', 'transform = A.Compose([',
             *[f'    {s},' for s in steps], '])']
 
-def _openvino_code(p):
+def _openvino_code(p, size, resample):
     d = _openvino(p, None, None, None)
     kind,name = ('u8', 'uint8') if p.eight_bit else ('f32', 'float32')
     return ['from openvino import Layout, Type', 'from openvino.preprocess import PrePostProcessor', '',
@@ -191,7 +191,7 @@ def needed(
         raise ImportError(f"this needs {name}, which cannot be imported ({e}): `{how}`", name=name) from e
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100022
-def _coreml_code(p):
+def _coreml_code(p, size, resample):
     d = _coreml(p, None, None, None)
     if p.n_channels not in ((1, 3) if p.eight_bit else (1,)):
         kind = 'bytes' if p.eight_bit else 'floats'
@@ -205,14 +205,15 @@ def _coreml_code(p):
             '    each = [[[s]] for s in scale]  # one a channel: they are multiplied with (C, H, W)',
             '    return ct.ImageType(name=name, shape=shape, scale=each, bias=bias, color_layout=layout)']
 
+_codes = dict(torchvision=_torchvision_code, openvino=_openvino_code, coreml=_coreml_code,
+              albumentations=_albumentations_code)
+
 def _code(format, p, size, resample, choice):
     "The Python file of a format that is told in code"
-    lines = dict(torchvision=lambda: _torchvision_code(p, size, resample), openvino=lambda: _openvino_code(p),
-                 albumentations=lambda: _albumentations_code(p, size, resample), coreml=lambda: _coreml_code(p))
     about = origin(choice)
     head = (f'"Preprocessing: {about["kind"]} statistics (rule `{about["rule"]}`), {about["n_images"]:,} training '
             f'images; written by {about["written_by"]}"')
-    return '\n'.join([head, *lines[format](), ''])
+    return '\n'.join([head, *_codes[format](p, size, resample), ''])
 
 def _from_code(format, p, size, resample, choice):
     "What the code of `format` makes"
@@ -235,20 +236,25 @@ def format_name(format):
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {known}"
     raise ValueError(f"unknown format {format!r}: {hint}")
 
-def checked_size(size, resample):
-    "`size` as (height, width), or `None`; a ValueError for anything else, and for an unknown `resample`"
-    if resample not in _resamples:
-        raise ValueError(f"`resample` must be one of {', '.join(map(repr, _resamples))}, got {resample!r}")
-    if size is None: return None
-    both = (size, size) if isinstance(size, Integral) else size
-    pair = isinstance(both, (tuple, list)) and len(both)==2 and not isinstance(size, bool)
-    if not pair or not all(isinstance(o, Integral) and 0<o<2**16 for o in both):
-        raise ValueError(f"`size` must be a number of pixels or (height, width), got {size!r}")
-    return tuple(map(int, both))
+def checked_size(
+    size,    # One number of pixels, or one for each spatial axis
+    n:int=2  # Spatial axes
+)->tuple:
+    "`size` as `n` numbers of pixels; a ValueError for anything else"
+    each = (size,)*n if isinstance(size, Integral) else size
+    listed = isinstance(each, (tuple, list)) and len(each)==n and not isinstance(size, bool)
+    if listed and all(isinstance(o, Integral) and 0<o<2**16 for o in each): return tuple(map(int, each))
+    several = '(height, width)' if n==2 else f'{n} of them'
+    raise ValueError(f"`size` must be a number of pixels or {several}, got {size!r}")
+
+def _asked(format, size, resample):
+    "The arguments of `export`, or a ValueError for the one that is wrong"
+    format = format_name(format)
+    if resample in _resamples: return format, None if size is None else checked_size(size), resample
+    raise ValueError(f"`resample` must be one of {', '.join(map(repr, _resamples))}, got {resample!r}")
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100029
 _files = dict(huggingface='preprocessor_config.json', timm='config.json')
-_told_in_code = ('torchvision', 'albumentations', 'openvino', 'coreml')
 
 def export_text(
     choice:StatsChoice,      # What is taken along
@@ -257,9 +263,9 @@ def export_text(
     resample:str='bilinear'
 )->str:
     "What `export` would write for `format`, as text: Python code, or JSON"
-    format,size = format_name(format),checked_size(size, resample)
+    format,size,resample = _asked(format, size, resample)
     p = served_pixels(choice, format)
-    if format in _told_in_code: return _code(format, p, size, resample, choice)
+    if format in _codes: return _code(format, p, size, resample, choice)
     return json.dumps(formats[format](p, size, resample, choice), indent=1)
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100037
@@ -331,7 +337,7 @@ def export(self:StatsChoice,
     resample:str='bilinear'  # `'nearest'`, `'bilinear'`, `'bicubic'` or `'lanczos'`
 ):
     "These statistics as another framework takes them: a dict, or for torchvision and albumentations the transform"
-    format,size = format_name(format),checked_size(size, resample)
+    format,size,resample = _asked(format, size, resample)
     p = served_pixels(self, format)
     build = formats[format]
     res = build(p, size, resample, self) if build else _from_code(format, p, size, resample, self)

@@ -6,6 +6,7 @@
 __all__ = ['Reading', 'affine', 'readings']
 
 # %% ../../nbs/47_serve_read.ipynb #c7100004
+import copy, json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,12 @@ def affine(
 )->Callable:
     "The function of colours (v · scale − shift − mean) / std"
     mean,std = (np.asarray(o, dtype=np.float64) for o in (mean, std))
-    return lambda colours: (colours*scale-shift-mean)/std
+    def see(colours):
+        n = np.shape(colours)[1]
+        if other := {mean.size, std.size}-{1, n}:
+            raise ValueError(f"what is served is for another number of channels, {other.pop()} instead of {n}")
+        return (np.asarray(colours)*scale-shift-mean)/std
+    return see
 
 # %% ../../nbs/47_serve_read.ipynb #c7100009
 def _positive(cfg, key, default, where):
@@ -211,7 +217,9 @@ def _runner(head, name, dims, elem_type):
         spatial = [17, 19, 23][:len(dims)-2]
         x = np.broadcast_to(colours.reshape(k, n, *[1]*len(spatial)), (k, n, *spatial))
         if _channels_last(dims, n): x = np.moveaxis(x, 1, -1)
-        y = np.asarray(evaluator.run(None, {name: x.astype(dtype)})[0], dtype=np.float64)
+        try: y = np.asarray(evaluator.run(None, {name: x.astype(dtype)})[0], dtype=np.float64)
+        except ValueError as e:
+            raise ValueError(f"the head of its graph is for another number of channels than {n}") from e
         axis = next((a for a in (1, y.ndim-1) if y.shape[a]==n), None)
         if axis is None: raise ValueError(f"the head of its graph makes {y.shape} of {k} images of {n} channels")
         return np.moveaxis(y, axis, -1).reshape(k, -1, n)[:,0]
@@ -233,7 +241,6 @@ def _stated_in(head):
 # %% ../../nbs/47_serve_read.ipynb #c7100023
 def _json_of(meta, key, where):
     "The JSON object under `key` of an ONNX file's metadata, `{}` without one"
-    import json
     try: res = json.loads(meta.get(key, '{}'))
     except (ValueError, RecursionError) as e: raise ValueError(f"{where}: metadata `{key}` is not JSON ({e})") from e
     if isinstance(res, dict): return res
@@ -263,6 +270,8 @@ def _heads(see, where, stated, numbers, elem_type, eight_bit):
             Reading(where, see, stated, takes='floats of 0–255')]
 
 # %% ../../nbs/47_serve_read.ipynb #c7100027
+def _unchanged(colours): return np.asarray(colours, dtype=np.float64)
+
 def _identical(see, n): return np.allclose(see(np.tile([[0.], [1.], [200.]], (1, n))), [[0.], [1.], [200.]])
 
 def _onnx(path, n, eight_bit):
@@ -272,9 +281,9 @@ def _onnx(path, n, eight_bit):
     own,said = (_json_of(meta, k, where) for k in ('fastai_normstats', 'image_normalize'))
     name,elem_type,dims = _image_input(model.graph)
     nodes,out,kinds = _head(model.graph, name)
-    head = _cut(model, nodes, name, out)
-    see = _runner(head, name, dims, elem_type) if nodes else lambda c: np.asarray(c, dtype=np.float64)
     if own.get('inside'): return _fronts(own, model, nodes, name, dims, elem_type, where)
+    head = _cut(model, nodes, name, out)
+    see = _runner(head, name, dims, elem_type) if nodes else _unchanged
     numbers = _pair(said, ('mean', 'std'), where) if said else ()
     scale = 1/255 if eight_bit else 1.
     if nodes and not _identical(see, n): return _heads(see, where, _stated_in(head), numbers, elem_type, eight_bit)
@@ -289,7 +298,7 @@ def _onnx(path, n, eight_bit):
 def _fronts(own, model, nodes, name, dims, elem_type, where):
     "The readings of a baked network: what is in front may be followed by steps of the network's own"
     heads = [_cut(model, nodes[:k+1], name, nodes[k].output[0]) for k in range(len(nodes))]
-    sees = [_runner(head, name, dims, elem_type) for head in heads] or [lambda c: np.asarray(c, dtype=np.float64)]
+    sees = [_runner(head, name, dims, elem_type) for head in heads] or [_unchanged]
     return [_baked(own, see, where) for see in reversed(sees)]
 
 # %% ../../nbs/47_serve_read.ipynb #c7100025
@@ -304,7 +313,8 @@ def _path_readings(path, n, eight_bit):
         raise ValueError(f"cannot read {path}: give a Hugging Face or timm folder, its JSON file, or an ONNX file")
     res,errors = [],[]
     for f in files:
-        try: res.append([_config(read_json(f), str(f), eight_bit)])
+        cfg = read_json(f)
+        try: res.append([_config(cfg, str(f), eight_bit)])
         except ValueError as e: errors.append(e)
     if not res: raise errors[0]
     return res
@@ -331,7 +341,8 @@ def _front_of(baked, this):
     def see(colours):
         x = torch.as_tensor(np.asarray(colours), dtype=torch.float32)
         n_spatial = next((o.ndim-2 for o in baked.front.buffers()), 2)
-        return baked.front.cpu()(x.view(*x.shape, *[1]*n_spatial)).flatten(1).double().numpy()
+        x = x.view(*x.shape, *[1]*n_spatial)
+        return copy.deepcopy(baked.front).cpu()(x).flatten(1).double().numpy()
     return _baked(own, see, this)
 
 # %% ../../nbs/47_serve_read.ipynb #c7100030

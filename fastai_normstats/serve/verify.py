@@ -10,18 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..values import brief, printable
+from ..values import brief, each_or_one, printable
 from ..models import known_models
 from ..choice import StatsChoice
 from .formats import served_pixels
 from .read import affine, readings
 
 # %% ../../nbs/48_serve_verify.ipynb #d8100006
+def _arrays(p): return np.asarray(p.mean),np.asarray(p.std)
+
+def _range(p, reach):
+    "Lowest and highest values (C,) to show: all of 8 bits, or `reach` stds to both sides of the mean"
+    mean,std = _arrays(p)
+    return (0*mean, 0*mean+255) if p.eight_bit else (mean-reach*std, mean+reach*std)
+
 def _colours(p):
     "Greys over the range of the images (17, C), and the middle one with each channel in turn brighter (C, C)"
     steps = np.linspace(0, 1, 17)[:,None]
-    mean,std = (np.asarray(o) for o in (p.mean, p.std))
-    low,high = (0*mean, 0*mean+255) if p.eight_bit else (mean-3*std, mean+3*std)
+    low,high = _range(p, 3)
     greys = low+steps*(high-low)
     if p.eight_bit: greys = greys.round()
     bumped = greys[8]+np.diag((greys[12]-greys[8]))
@@ -67,7 +73,7 @@ def _near(a, b, tol=5e-3):
 
 def _expected(p):
     "What `mean` and `std` amount to, in the units of the images, after each mistake that rearranges the right ones"
-    m,s = (np.asarray(o) for o in (p.mean, p.std))
+    m,s = _arrays(p)
     unit = np.array(p.scaling)
     res = [('scaled twice', unit*m, unit*s), ('never scaled', m/unit, s/unit), ('swapped', s, m),
            ('channel order', m[::-1], s[::-1]), ('normalised twice', m+m*s/unit, s*s/unit),
@@ -98,7 +104,7 @@ _divisors = (1., 127.5, 128., 256., 1000., 1023., 1024., 4095., 4096., 10000., 3
 
 def _one_number(s, p):
     "Is one number used for all channels, where the choice has several, and right otherwise?"
-    m,std = (np.asarray(o) for o in (p.mean, p.std))
+    m,std = _arrays(p)
     if p.n_channels==1 or _same_numbers(p): return False
     alike = [np.ptp(o)<=1e-3*np.abs(o).max() and np.ptp(w)>5e-3*np.abs(w).max() for o,w in ((s.mean, m), (s.std, std))]
     if not any(alike): return False
@@ -108,7 +114,7 @@ def _one_number(s, p):
 
 def _other_unit(s, p):
     "The factor by which the pixels are off, where both mean and std show the same one; 0 where they do not"
-    m,std = (np.asarray(o) for o in (p.mean, p.std))
+    m,std = _arrays(p)
     factor = np.median(s.std/std)
     is_off = np.isfinite(factor) and factor>0 and abs(factor-1)>2e-3
     return factor if is_off and _near((s.mean, s.std), (factor*m, factor*std)) else 0.
@@ -127,15 +133,15 @@ def _other_model(s, p):
 # %% ../../nbs/48_serve_verify.ipynb #d810001d
 def _inflated(s, p):
     "How many times too large the std is, where one is by 1.5 or more while the mean is within the std; 0 elsewhere"
-    ratio = s.std/np.asarray(p.std)
-    close = (np.abs(s.mean-np.asarray(p.mean))<=np.maximum(np.asarray(p.std), s.std)).all()
+    m,std = _arrays(p)
+    ratio = s.std/std
+    close = (np.abs(s.mean-m)<=np.maximum(std, s.std)).all()
     return ratio.max() if close and ratio.min()>.95 and ratio.max()>=1.5 else 0.
 
 # %% ../../nbs/48_serve_verify.ipynb #d8100014
 def _ends(see, p):
     "The values (low, high), (C,) each, at which the line that `see` draws becomes flat"
-    mean,std = (np.asarray(o) for o in (p.mean, p.std))
-    low,high = (0*mean, 0*mean+255) if p.eight_bit else (mean-12*std, mean+12*std)
+    low,high = _range(p, 12)
     v = low+np.linspace(0, 1, 256)[:,None]*(high-low)
     if p.eight_bit: v = v.round()
     y = np.asarray(see(v))
@@ -227,7 +233,7 @@ def _one_is_written(r, p): return p.n_channels>1 and any(len(o)==1 for o in r.nu
 
 def _offset_text(s, p):
     "In words, what is added to the pixels, `''` for nothing that is known"
-    m,std = (np.asarray(o) for o in (p.mean, p.std))
+    m,std = _arrays(p)
     if p.eight_bit: return "they are brought to [-1, 1] first" if _near((s.mean, s.std), ((255+m)/2, std/2)) else ''
     off = any(_near((s.mean+o, s.std), (m, std)) for o in (-1024, 1024))
     return "they are off by 1024, as stored values are from HU" if off else ''
@@ -246,15 +252,15 @@ def _differs(r, s, p, off):
     amounts = ''
     if s.straight and np.isfinite(s.mean).all():
         amounts = (f"; it amounts to mean {_text(s.mean/p.scaling)} and std {_text(s.std/p.scaling)}, chosen were "
-                   f"{_text(np.asarray(p.mean)/p.scaling)} and {_text(np.asarray(p.std)/p.scaling)}")
+                   f"{_text(p.scaled(p.mean))} and {_text(p.scaled(p.std))}")
     detail = f" ({more})" if more else ''
     far = f"; pixels are off by up to {brief(off)} σ" if np.isfinite(off) else ''
     return Verdict(False, name, f"{r.where}: {_texts[name]}{detail}{amounts}{far}", off)
 
 def _text(v):
     "Numbers, one per channel, or one where they are all alike"
-    parts = [f'{o:.4g}' for o in v]
-    return parts[0] if len({*parts})==1 else '('+', '.join(parts)+')'
+    words = each_or_one(v, '{:.4g}'.format)
+    return f'({words})' if ', ' in words else words
 
 def _verdict(r, p, pixels):
     "The verdict on one reading"
@@ -296,9 +302,6 @@ def verify_stats(
         raise TypeError(f"`choice` must be a StatsChoice, got {type(choice).__name__}: `StatsChoice.load(path)`, say")
     p = served_pixels(choice, "verify_stats compares with one mean and std a channel, and it")
     pixels = _pixels(images, p)
-    try: found = [[_verdict(r, p, pixels) for r in ways] for ways in readings(obj, p.n_channels, p.eight_bit)]
-    except ValueError as e:
-        if 'could not broadcast' not in str(e) and 'broadcast together' not in str(e): raise
-        raise ValueError(f"what is served has another number of channels than the {p.n_channels} of the choice") from e
+    found = [[_verdict(r, p, pixels) for r in ways] for ways in readings(obj, p.n_channels, p.eight_bit)]
     likeliest = [min(ways, key=_likelihood) for ways in found]
     return max(likeliest, key=lambda v: not v.same)  # all that a folder holds must be right
