@@ -198,6 +198,13 @@ def test_choice_says_whose_the_images_are():
     alone = loaders(1, alike).stats_choice.plot()[0]
     assert alone.figure.get_supxlabel()=='' and alone.get_xlabel()=='value before normalisation; bars: mean ± std'
 
+@pytest.mark.parametrize('n', [3, 6])
+def test_choice_labels_of_neighbouring_panels_stay_apart(n):
+    axs = loaders(n, image).stats_choice.plot()
+    axs[0].figure.canvas.draw()
+    boxes = [ax.xaxis.label.get_window_extent() for ax in axs]
+    assert not [(i, j) for i,a in enumerate(boxes) for j,b in enumerate(boxes[:i]) if a.overlaps(b)]
+
 def test_choice_leaves_out_empty_stretches():
     "A far outlier does not squeeze the rest; the candidates stay in view"
     def outlier(i, n):

@@ -63,13 +63,13 @@ def _candidate_rows(table, channels, n):
             yield label, middle, half, colors[name], marker_styles[i%7], line_styles[i%4], r.used, text
 
 # %% ../../nbs/31_view_choice.ipynb #7d2c524c
-def _draw_panel(ax, choice, title, channels, labels):
+def _draw_panel(ax, choice, title, channels, labels, alone=True):
     "Histogram and candidates of `channels`, which are one or all alike"
     m = choice.measured
     rows = list(_candidate_rows(choice.table(), channels, m.n_channels))
     top,lo,hi = _draw_hist(ax, m, channels[0])
     ax.set_xlim(*room_for_rows((lo, hi), rows))
-    style_axes(ax, title, 'value before normalisation; bars: mean ± std')
+    style_axes(ax, title, 'value before normalisation'+'; bars: mean ± std'*alone)  # narrow panels have no room for it
     draw_rows(ax, top, rows, labels)
     if labels: ax.set_ylabel('share of pixels', y=0, ha='left')
 
@@ -100,7 +100,7 @@ def plot(self:StatsChoice,
         new = axs is None
         axs = axes_for(axs, len(panels), 'one per channel', figsize or ({1: 6.5, 2: 8}.get(cols, 10), height), cols)
         for i,(ax,(name,channels)) in enumerate(zip(axs, panels)):
-            _draw_panel(ax, self, name, channels, labels=i==0 or new and i%cols==0)
+            _draw_panel(ax, self, name, channels, labels=i==0 or new and i%cols==0, alone=len(panels)==1)
         if m.grouped: say_below(axs[0], _whose(m), new)
     return axs
 
