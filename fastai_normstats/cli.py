@@ -122,6 +122,7 @@ def _compare_options(p):
                    help=f"candidates, the reference first: {_words} (default: imagenet custom)")
     _option(p, 'model', 'torchvision network to train', 'resnet18', str)
     _flag(p, 'scratch', 'start from random weights instead of pretrained ones')
+    _flag(p, 'probe', "train nothing: a linear classifier on features of the frozen body, in minutes")
     _size_option(p)
     _glob_option(p)
     _option(p, 'epochs', 'of each training', 3, _positive)
@@ -498,16 +499,18 @@ def _compare(args, items):
     from fastai.vision.learner import vision_learner
     from fastai_normstats.compare import compare_stats
     groups = _groups(args, Path(args.path), items, range(len(items)))
+    if args.probe and args.scratch: raise CliError("--probe reads a pretrained body, and --scratch asks for none")
     arch,pretrained = _builder(args.model, not args.scratch),not args.scratch
     db = DataBlock((ImageBlock, CategoryBlock), get_y=parent_label, item_tfms=Resize(args.size, method='squish'))
     def learner(dls):
-        _step(f"training with {dls.stats_choice.stats.name} statistics on {len(dls.train_ds):,} images")
+        what = 'features' if args.probe else 'training'
+        _step(f"{what} with {dls.stats_choice.stats.name} statistics on {len(dls.train_ds):,} images")
         return vision_learner(dls, arch, pretrained=pretrained)
     return compare_stats(db, items, learner, stats=args.stats,
                          seeds=args.seeds, folds=args.folds, groups=groups, epochs=args.epochs, folder=args.folder,
                          fit=Learner.fit_one_cycle if args.scratch else Learner.fine_tune, positive=args.positive,
                          model=None if args.scratch else arch, pretrained=pretrained, bs=args.bs,
-                         num_workers=_workers(), verbose=_is_terminal())
+                         num_workers=_workers(), probe=args.probe, verbose=_is_terminal())
 
 # %% ../nbs/55_cli.ipynb #5f4c1c32
 def _cmd_compare(args):

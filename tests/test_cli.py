@@ -463,6 +463,12 @@ def test_glob(tmp_path, normstats, command):
         assert '12 images in' in normstats(*first) and '12 images in' in normstats(*first, '--glob', '*.raw1')
     assert 'files like *.bmp' in normstats(*first, '--glob', '*.bmp', status=1)
 
+def test_compare_by_probe(tmp_path, normstats):
+    "Nothing is trained; without pretrained weights there is nothing to probe"
+    folder = image_folder(tmp_path/'images', n=24)
+    args = ['compare', folder, '--probe', '--size', 32, '--folds', 2, '--bs', 8]
+    assert '--probe reads a pretrained body' in normstats(*args, '--scratch', status=1)
+
 def test_a_line_a_step_where_nobody_watches(tmp_path, normstats):
     "No carriage returns of a progress bar"
     folder = image_folder(tmp_path/'images', n=24)

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import (BCEWithLogitsLossFlat,CategoryBlock,ColReader,CrossEntropyLossFlat,DataBlock,F,
-                               ImageBlock,IndexSplitter,Learner,Normalize,RandomSplitter,
+from fastai.vision.all import (BCEWithLogitsLossFlat,CategoryBlock,ColReader,CrossEntropyLossFlat,DataBlock,
+                               F,ImageBlock,IndexSplitter,IntToFloatTensor,Learner,MaskBlock,Normalize,PILImage,
+                               RandomSplitter,TransformBlock,
                                Resize,SaveModelCallback,TensorImage,Transform,aug_transforms,get_image_files,
                                imagenet_stats,parent_label,params)
 from PIL import Image
@@ -194,7 +195,7 @@ def test_more_than_two_classes(three):
         y,p = np.array(s['y']),np.array(s['probs'])
         np.testing.assert_allclose(r.auroc, roc_auc_score(y, p/p.sum(1, keepdims=True), multi_class='ovr'), rtol=1e-6)
         np.testing.assert_allclose(r.f1, f1_score(y, p.argmax(1), average='macro'), rtol=1e-9)
-    assert len(c.by_recall()) and len(c.pooled())==2 and len(c.plot())==3
+    assert len(c.by_recall()) and len(c.plot())==3
 
 @pytest.mark.slow
 def test_one_output(folder):
@@ -253,14 +254,18 @@ def test_by_recall(comparison):
             want.append(max(precision[found>=recall]))
         np.testing.assert_allclose(got.loc[recall, 'custom'].precision, np.mean(want), rtol=1e-9)
 
-def test_pooled(comparison):
-    aurocs = []
-    for seed in (0, 1):
-        mine = [r for r in by_name(comparison, 'custom') if r['seed']==seed]
-        y,p = np.concatenate([r['y'] for r in mine]),np.concatenate([r['probs'] for r in mine])
-        assert len(y)==48
-        aurocs.append(roc_auc_score(y, p[:,1]))
-    np.testing.assert_allclose(comparison.pooled().set_index('candidate').auroc['custom'], np.mean(aurocs), rtol=1e-9)
+def test_precision_is_drawn_for_each_run_and_averaged_at_each_recall(comparison):
+    "Not of all folds together: their networks' scores have no threshold in common"
+    ax = comparison.plot()[2]
+    recalls = np.linspace(.01, 1, 100)
+    for name in comparison.candidates:
+        want = []
+        for r in by_name(comparison, name):
+            precision,found,_ = precision_recall_curve(r['y'], np.array(r['probs'])[:,1])
+            want.append([max(precision[found>=v]) for v in recalls])
+        drawn = next(line for line in ax.lines if line.get_label()==name)
+        np.testing.assert_allclose(drawn.get_ydata(), np.mean(want, 0), rtol=1e-9)
+    assert len(ax.lines)==3*(6+1)
 
 def made_up(d, n_splits=9):
     """A comparison of 200 images: `a` ranks three quarters of the positive ones above all others, `b` so many more as
@@ -324,7 +329,7 @@ def interrupted(images, tmp_path, at, **kwargs):
 @pytest.fixture
 def same_learner(monkeypatch):
     "Counting learners do the same whatever they have counted, which their description cannot know"
-    monkeypatch.setattr('fastai_normstats.compare.core.plan_of', lambda *args: {'learner': 'the same'})
+    monkeypatch.setattr('fastai_normstats.compare.core.plan_of', lambda *args, **kwargs: {'learner': 'the same'})
 
 @pytest.mark.slow
 def test_goes_on_after_an_interruption(folder, tmp_path, same_learner):
@@ -581,7 +586,7 @@ from test_compare import *
 from fastai_normstats.compare.runs import gather,plan_of
 data = gather(block(batch_tfms=aug_transforms()), {folder!r}, patient, dict(bs=8, num_workers=0))
 own = dict(mask=lambda x: x[:, :1]>0, tol=.02)
-print('PLAN', json.dumps(plan_of(data, with_closure(2), Learner.fit_one_cycle, 1, own, 3, None)))
+print('PLAN', json.dumps(plan_of(data, with_closure(2), own, 3, None, Learner.fit_one_cycle, epochs=1)))
 '''
 
 @pytest.mark.slow
@@ -652,7 +657,6 @@ def test_losses_are_counted_whatever_fit_does(folder, fit):
 def test_tables_and_pictures_where_a_candidate_failed(folder):
     with pytest.warns(UserWarning): c = compared(folder, stats=dict(imagenet='imagenet', two=([.5]*2, [.5]*2),
         custom='custom'), seeds=1, folds=2)
-    assert c.pooled().candidate.tolist()==['imagenet', 'custom']
     assert c.by_recall((.9,)).precision.isna().tolist()==[False, True, False]
     labels = [t.get_text() for t in c.plot()[0].figure.legends[0].get_texts()]
     assert labels==['imagenet', 'two (no run finished)', 'custom']
@@ -765,15 +769,147 @@ def test_command_where_every_run_fails(folder, tmp_path, capsys, monkeypatch):
     assert 'no run finished, the first failed with RuntimeError: no more memory' in capsys.readouterr().err
     assert not (tmp_path/'c.png').exists()
 
-def test_segmentation_is_refused_in_a_sentence(tmp_path):
-    "Before any mask is looked at for its pixels, and with what to expect"
-    from fastai.vision.all import MaskBlock
-    def mask(i): return (np.random.default_rng(i).random((8, 8))>.5).astype(np.uint8)
-    def grey(i): return np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    block = DataBlock((ImageBlock, MaskBlock), get_x=grey, get_y=mask)
-    with pytest.raises(TypeError, match=r'classification, and these targets are masks \(PILMask\): segmentation, with '
-                                        r'Dice.*later'):
-        compare_stats(block, range(12), lambda dls: None, num_workers=0, verbose=False)
+# --- networks that learned nothing
+
+def test_networks_that_learned_nothing_are_said(tmp_path):
+    path = image_folder(tmp_path/'i', n=60, size=12)
+    files = sorted(get_image_files(path))
+    labels = dict(zip(files, np.random.default_rng(0).permutation(len(files))%2))
+    db = DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: files, get_y=lambda f: labels[f],
+                   item_tfms=Resize(12))
+    with pytest.warns(UserWarning, match='No candidate learned anything'):
+        c = compare_stats(db, path, learner, seeds=1, folds=3, fit=lambda learn, n: learn.fit(n, 1e-6), **quick)
+    assert 'No candidate learned anything (auroc 0.' in c.verdict
+
+def test_networks_that_learned_are_not_said_to_know_nothing():
+    assert 'learned' not in made_up([.1, .11, .12, .1]).verdict
+
+# --- items in memory
+
+def decoded(folder, **kwargs):
+    "A comparison, and how often each file was decoded for it"
+    count = {}
+    def create(f):
+        count[f] = count.get(f, 0)+1
+        return PILImage.create(f)
+    db = DataBlock((TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor), CategoryBlock),
+                   get_items=lambda p: sorted(get_image_files(p)), get_y=parent_label, batch_tfms=aug_transforms(),
+                   item_tfms=kwargs.pop('tfms', [Resize(12)]), splitter=RandomSplitter(seed=1))
+    c = compare_stats(db, folder, learner, seeds=1, folds=2, epochs=2, **{**quick, **kwargs})
+    assert c.runs.error.isna().all()
+    return c,count
+
+def test_items_are_decoded_once_and_runs_stay_the_same(folder):
+    kept,few = decoded(folder)
+    read,many = decoded(folder, cache_items=False)
+    assert len(few)==len(many)==48 and sum(few.values())<3*48<8*48<sum(many.values())
+    assert kept.runs.drop(columns='seconds').equals(read.runs.drop(columns='seconds'))
+    assert [r['probs'] for r in kept.records]==[r['probs'] for r in read.records]
+
+class Blackened(Transform):
+    "Draws into the image that it is given"
+    order = -1
+    def encodes(self, x:PILImage): x.paste((0, 0, 0), (0, 0, 6, 6)) if random.random()<.5 else None; return x
+
+def test_transforms_that_draw_into_an_image_spoil_none(folder):
+    kept,_ = decoded(folder, tfms=[Blackened(), Resize(12)])
+    read,_ = decoded(folder, tfms=[Blackened(), Resize(12)], cache_items=False)
+    assert [r['probs'] for r in kept.records]==[r['probs'] for r in read.records]
+
+def test_what_does_not_fit_or_is_drawn_is_not_kept(folder, monkeypatch):
+    from fastai_normstats.compare.runs import gather,keep_items
+    def kept(db, cache_items=None, **kwargs):
+        data = gather(db, folder, loaders=dict(num_workers=0, **kwargs))
+        keep_items(data, cache_items)
+        return data.kept and len([o for o in data.kept if o is not None])
+    assert kept(block())==48
+    noise = block(); noise.getters = [lambda f: np.random.randint(0, 255, (9, 9, 3), dtype=np.uint8), parent_label]
+    assert kept(noise) is None and kept(noise, True)==48
+    assert kept(block(), False) is None
+    monkeypatch.setattr('fastai_normstats.compare.runs._room', 1000)
+    assert kept(block()) is None and kept(block(), True)==48
+    with pytest.raises(TypeError, match='`cache_items` must be True, False or None'): compared(folder, cache_items=1)
+
+def test_a_broken_image_is_a_failure_of_its_runs(tmp_path):
+    path = image_folder(tmp_path/'i', n=24, size=12)
+    sorted((path/'a').glob('*'))[3].write_bytes(b'no image')
+    with pytest.warns(UserWarning, match='runs of'): c = compared(path, seeds=1, folds=2, cache_items=True)
+    assert len(c.runs)==4 and c.runs.error.notna().any()
+
+# --- masks
+
+def blobs(i):
+    "A picture and its mask: bright squares of class 1, dark ones of class 2, on grey"
+    rng = np.random.default_rng(i)
+    x,y = np.full((16, 16, 3), 120, np.uint8),np.zeros((16, 16), np.uint8)
+    for c,v in ((1, 220), (2, 30)):
+        a,b = rng.integers(0, 11, 2)
+        x[a:a+5, b:b+5],y[a:a+5, b:b+5] = v,c
+    return (x+rng.integers(0, 20, x.shape)).astype(np.uint8),y
+
+def masked(get_y=lambda i: blobs(i)[1], codes=('none', 'bright', 'dark')):
+    return DataBlock((ImageBlock, MaskBlock(list(codes))), get_x=lambda i: blobs(i)[0], get_y=get_y,
+                     splitter=RandomSplitter(seed=0))
+
+def pixel_learner(dls, loss=None):
+    return Learner(dls, nn.Conv2d(3, 3, 3, padding=1), loss or CrossEntropyLossFlat(axis=1))
+
+def fit_masks(learn, n): learn.fit(n, .1)
+
+def segmented(**kwargs):
+    return compare_stats(kwargs.pop('block', masked()), range(24), kwargs.pop('learner', pixel_learner),
+                         **{**quick, 'fit': fit_masks, 'epochs': 8, 'seeds': 1, 'folds': 2, **kwargs})
+
+def test_dice_of_masks(tmp_path):
+    seen = []
+    def fit(learn, n):
+        fit_masks(learn, n)
+        p,y = learn.get_preds(dl=learn.dls.valid)
+        seen.append((p.argmax(1).numpy(), y.numpy()))
+    c = segmented(fit=fit)
+    for r,(p,y) in zip(c.records, seen):
+        want = []
+        for a,b in zip(p, y):
+            each = [2*((a==k) & (b==k)).sum()/((a==k).sum()+(b==k).sum()) for k in (1, 2) if ((a==k) | (b==k)).any()]
+            want.append(np.mean(each))
+        np.testing.assert_allclose(r['dice'], want, rtol=1e-9)
+    np.testing.assert_allclose(c.runs.dice, [np.mean(r['dice']) for r in c.records])
+    assert c.runs.dice.min()>.5 and 'dice' in c.verdict and 'learned' not in c.verdict
+    assert [t.get_text() for t in c.plot()[0].get_yticklabels()]==['dice'] and len(c.plot())==2
+    assert {*c.table().metric}=={'dice', 'valid_loss', 'epochs_to_ref', 'seconds'} and 'without background' in repr(c)
+    again = Comparison.load(c.save(tmp_path/'c.json'))
+    assert again.verdict==c.verdict and again.runs.equals(c.runs)
+
+def test_patients_with_masks_stay_together_and_runs_are_kept(tmp_path):
+    c = segmented(groups=lambda i: i//4, folder=tmp_path/'runs', folds=3)
+    again = segmented(groups=lambda i: i//4, folder=tmp_path/'runs', folds=3)
+    assert c.records==again.records and len(c.runs)==6
+
+def test_ignored_pixels_do_not_count():
+    def half(i): y = blobs(i)[1].copy(); y[:8] = 255; return y
+    ignoring = partial(pixel_learner, loss=CrossEntropyLossFlat(axis=1, ignore_index=255))
+    c = segmented(block=masked(half), learner=ignoring)
+    assert c.runs.error.isna().all() and c.runs.dice.between(0, 1).all()
+
+def test_one_channel_masks():
+    "A single output, as for one organ"
+    def one(i): return (blobs(i)[1]==1).astype(np.uint8)
+    class Float(BCEWithLogitsLossFlat):
+        def __call__(self, p, y, **kwargs): return super().__call__(p, y.unsqueeze(1).float(), **kwargs)
+    def single(dls): return Learner(dls, nn.Conv2d(3, 1, 3, padding=1), Float())
+    c = segmented(block=masked(one, ('none', 'bright')), learner=single)
+    assert c.runs.error.isna().all() and c.runs.dice.min()>.5
+
+def test_what_masks_cannot_say_is_refused():
+    for kwargs,says in ((dict(probe=True), '`probe=True` is for one class'),
+                        (dict(positive='dark'), '`positive` is one of'),
+                        (dict(metrics=dict(f=max)), 'the metric is Dice')):
+        with pytest.raises(ValueError, match=says): segmented(**kwargs)
+    with pytest.warns(UserWarning, match='no validation mask holds anything'):
+        c = segmented(block=masked(lambda i: np.zeros((16, 16), np.uint8)))
+    with pytest.raises(ValueError, match='`by_recall` is of one class'): c.by_recall()
+    with pytest.warns(UserWarning, match='predicts masks of shape'):
+        segmented(learner=lambda dls: Learner(dls, nn.Conv2d(3, 3, 3), lambda p, y: p.mean()))
 
 def test_tables_print_whole(comparison):
     "The ends of the intervals are not dropped from the middle, and the columns stay numbers"
