@@ -147,8 +147,8 @@ def save(self:StatsChoice,
     return Path(path)
 
 # %% ../nbs/08_choice.ipynb #58ad5da3
-rule_names = ('given', 'scheme', 'scratch', 'range', 'domain', 'channels', 'frozen', 'small', 'similar', 'enough',
-              'significant', 'unclear')
+rule_names = ('given', 'scheme', 'scratch', 'range', 'domain', 'channels', 'frozen', 'small', 'similar', 'reach',
+              'enough', 'significant', 'unclear')
 _known = dict(kind=('custom', 'pretrained', 'imagenet', 'given'), rule=rule_names)
 _types = dict(stats=[dict], kind=[str], rule=[str], why=[str], n_images=[int], warnings=[list, tuple],
               provenance=[dict], scheme=[dict, str], model=[dict, type(None)], measured=[dict, type(None)], file=[str])

@@ -26,7 +26,7 @@ from .values import brief, each_or_one
 from .loaders import item_at, unwrapped
 from .measure import handful, look_at
 from .models import IMAGENET
-from .policy import constant_text
+from .policy import constant_text, reaches
 from .fingerprint import is_file
 
 # %% ../nbs/12_guards.ipynb #a27caaf7
@@ -338,9 +338,7 @@ def reach(
     most:float=2. # How many times as far is too far
 )->str|None:
     "Does normalisation send values more than twice as far from 0 as anything that the pretrained model saw?"
-    mean,std = (torch.tensor(o, dtype=torch.float64) for o in stats)
-    far   = ((m.quantile([.001, .999])-mean)/std).abs().max().item()
-    known = max(abs(v-a)/b for a,b in zip(*model) for v in model.value_range)
+    far,known = reaches(m, stats, model)
     if far<=most*known: return None
     other = "compare with `stats='pretrained'`, or " if len(model.mean) in (1, m.n_channels) else ''
     return (f"after normalisation one value in a thousand lies {far:.1f} σ from 0 or further, while the pretrained "

@@ -101,8 +101,9 @@ def test_exported_cells_are_short_and_no_line_is_wide(f):
         assert len(lines)<=30, (c['id'], len(lines))
         assert not too_wide(s), (c['id'], too_wide(s))
 
-@pytest.mark.parametrize('f', [*sorted((root/'tests').glob('*.py')), root/'benchmarks'/'run.py', root/'README.md',
-                               root/'CONTRIBUTING.md', root/'Makefile', root/'setup.py'], ids=lambda f: f.name)
+@pytest.mark.parametrize('f', [*sorted((root/'tests').glob('*.py')), *sorted((root/'benchmarks').glob('*.py')),
+                               root/'README.md', root/'CONTRIBUTING.md', root/'Makefile', root/'setup.py'],
+                         ids=lambda f: f.name)
 def test_no_line_is_wide(f): assert not too_wide(f.read_text(encoding='utf-8'))
 
 def assertions(src): return len(re.findall(r'\btest_(?:eq|ne|close|fail|warns|stdout|is|shuffled)\(|\bassert\b', src))

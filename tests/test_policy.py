@@ -53,6 +53,36 @@ def test_z(kind, by, n):
     assert rule(n, less)=='unclear' and rule(n, more)=='significant'
     assert rule(n, less, policy=Policy(z=2.9))=='significant' and rule(n, more, policy=Policy(z=3.1))=='unclear'
 
+def sparse(share=.02, n=40):
+    "Black images of which `share` of the pixels is lit"
+    x = (np.random.default_rng(0).random((n, 1, 32, 32))<share).astype('float32').repeat(3, 1)
+    return RunningStats().update(torch.from_numpy(x)),x.astype(np.float64)
+
+@pytest.mark.parametrize('n', [500, 1999, 2000, 10**6])
+def test_reach(n):
+    "One value in a thousand, under the data's own numbers, against the furthest that the model saw under its own"
+    m,x = sparse()
+    known = (1-.406)/.225
+    want = (np.quantile(x, .999)-x.mean())/x.std()/known
+    assert want>2
+    for r,says in ((1, True), (want*.95, True), (want*1.05, False)):
+        assert (rule(n, m, policy=Policy(reach=r))=='reach')==says
+    c = choose_stats(n, m)
+    assert c.stats==IMAGENET and c.rule=='reach' and f'saw at most {known:.1f}' in c.why
+    assert f'{want*known:.0f}.' in c.why and "`stats='custom'` uses the data's own" in c.why
+
+def test_reach_leaves_what_comes_before_and_what_is_asked_for():
+    m,_ = sparse()
+    for kwargs,says in ((dict(pretrained=False), 'scratch'), (dict(frozen=True), 'frozen'),
+                        (dict(stats='custom'), 'given'), (dict(n_images=499), 'small'), (dict(policy=Policy(reach=math.inf)), 'significant')):
+        assert choose_stats(**{'n_images': 800, 'measured': m, **kwargs}).rule==says
+    assert rule(2000, shifted())=='enough' and rule(800, sparse(.3)[0])=='significant'
+
+def test_reach_counts_from_the_model_in_use():
+    "Of a model that was shown .5 / .5 values never lie beyond 1"
+    m,of_half = sparse(.15)[0],NormStats([.5]*3, [.5]*3, name='half')
+    assert rule(800, m, model=of_half)=='reach' and rule(800, m)=='significant'
+
 def test_sure_but_tiny_difference_is_not_significant():
     "0.05 σ beyond any doubt in one channel does not speak for a doubtful 0.2 σ in another"
     m = measured(mean=M+S*(.2, .05, 0), between=S*(1.2, .001, .001)*.5)
@@ -326,7 +356,8 @@ def test_refuses(kwargs, match):
     with pytest.raises(ValueError, match=match) as e: choose_stats(**{'n_images': 100, 'measured': shifted(), **kwargs})
     assert '\n' not in str(e.value)
 
-@pytest.mark.parametrize('kwargs', [dict(small=-1), dict(small=3000), dict(enough=100), dict(similar=-.1), dict(z=-1)],
+@pytest.mark.parametrize('kwargs', [dict(small=-1), dict(small=3000), dict(enough=100), dict(similar=-.1), dict(z=-1),
+                                    dict(reach=.5), dict(reach=float('nan'))],
                          ids=str)
 def test_policy_refuses(kwargs):
     with pytest.raises(ValueError): Policy(**kwargs)

@@ -2,12 +2,10 @@
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from fastai.basics import defaults
 from fastai.vision.augment import Resize
-from scipy.stats import t as student
 from torchvision.models import resnet34
 from torchvision.models._api import WeightsEnum
 
@@ -36,16 +34,3 @@ def test_python_fences_run(tmp_path, monkeypatch):
 def test_rules_in_table_are_those_of_the_policy():
     from fastai_normstats.policy import _rules
     assert re.findall(r'^\| `(\w+)` \|', README, re.M)==list(_rules)
-
-def test_evidence_is_that_of_the_runs():
-    """Every difference that the README quotes, computed from the runs: the paired mean in points of F1 with the
-    interval of Nadeau & Bengio, five folds"""
-    runs = pd.read_csv(Path(__file__).parent.parent/'benchmarks'/'evidence.csv')
-    quoted = re.findall(r'[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)', README)
-    def points(setting):
-        wide = runs[runs.setting==setting].pivot(index=['seed', 'fold'], columns='candidate', values='best_f1')
-        d = 100*(wide['custom']-wide['imagenet']).to_numpy()
-        half = student.ppf(.975, len(d)-1)*((1/len(d)+1/4)*d.var(ddof=1))**.5
-        return f'{d.mean():+.1f} ({d.mean()-half:+.1f} to {d.mean()+half:+.1f})'
-    settings = [s for s in runs.setting.unique() if not s.endswith('candidates')]
-    assert len(settings)==9 and sorted(quoted)==sorted(map(points, settings))

@@ -18,7 +18,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 
 from ..schemes import Scheme
@@ -59,6 +59,7 @@ def _flat(x):
 
 # %% ../../nbs/42_compare_probe.ipynb #6d10000b
 _strengths = np.logspace(-1, 6, 15)  # of ridge regression
+_far = 5.  # standard deviations, to which features are clipped
 
 def _inner_splits(y, groups):
     "Up to three folds of the training images, for calibration"
@@ -74,7 +75,8 @@ def class_probabilities(
     groups=None  # (n,): whose the training images are
 )->np.ndarray:
     "(m, n_classes): the probability of each class, by a linear classifier"
-    ridge = make_pipeline(StandardScaler(), RidgeClassifierCV(_strengths))
+    clip = FunctionTransformer(np.clip, kw_args=dict(a_min=-_far, a_max=_far))
+    ridge = make_pipeline(StandardScaler(), clip, RidgeClassifierCV(_strengths))
     fitted = CalibratedClassifierCV(ridge, cv=_inner_splits(y, groups), ensemble=False).fit(x, y)
     return fitted.predict_proba(x_new)
 
@@ -83,8 +85,9 @@ _room = 2**30  # bytes of features that are kept
 
 def _what_is_done(choice):
     "All that says what a choice makes of pixels; an image's own numbers replace those of the choice"
-    own = type(choice.scheme).own is not Scheme.own
-    return json.dumps([None if own else [*map(list, choice.stats)], choice.scheme.to_dict()])
+    kind = type(choice.scheme)
+    own,plain = kind.own is not Scheme.own,(kind.own, kind.before)==(Scheme.own, Scheme.before)
+    return json.dumps([None if own else [*map(list, choice.stats)], None if plain else choice.scheme.to_dict()])
 
 # %% ../../nbs/42_compare_probe.ipynb #6d100019
 class Probe:
