@@ -824,11 +824,60 @@ def test_what_does_not_fit_or_is_drawn_is_not_kept(folder, monkeypatch):
         return data.kept and len([o for o in data.kept if o is not None])
     assert kept(block())==48
     noise = block(); noise.getters = [lambda f: np.random.randint(0, 255, (9, 9, 3), dtype=np.uint8), parent_label]
-    assert kept(noise) is None and kept(noise, True)==48
+    assert kept(noise) is None
+    with pytest.raises(ValueError, match='reading an item twice gives two different ones'): kept(noise, True)
     assert kept(block(), False) is None
     monkeypatch.setattr('fastai_normstats.compare.runs._room', 1000)
     assert kept(block()) is None and kept(block(), True)==48
     with pytest.raises(TypeError, match='`cache_items` must be True, False or None'): compared(folder, cache_items=1)
+
+class BySplit(Transform):
+    "Acts on training images alone, without saying so beforehand"
+    def __call__(self, b, split_idx=None, **kwargs):
+        self.train = split_idx==0
+        return super().__call__(b, split_idx=split_idx, **kwargs)
+    def encodes(self, x:PILImage): return PILImage.create(255-np.array(x)) if self.train else x
+
+def test_items_that_differ_in_training_are_not_kept(folder):
+    from fastai_normstats.compare.runs import gather,keep_items
+    db = block()
+    db.type_tfms[0] = [*db.type_tfms[0], BySplit()]
+    data = gather(db, folder, loaders=dict(num_workers=0))
+    keep_items(data)
+    assert data.kept is None
+    with pytest.raises(ValueError, match='training and validation images read differently'): keep_items(data, True)
+
+def test_kept_items_are_not_pickled(folder):
+    import copy,pickle
+    from fastai_normstats.compare.runs import gather,keep_items
+    data = gather(block(get_x=None), folder, loaders=dict(num_workers=0))
+    keep_items(data)
+    dset = data.dls(list(range(40)), list(range(40, 48))).valid.dataset
+    for again in (copy.copy(dset), pickle.loads(pickle.dumps(dset))):
+        assert type(again) is type(dset).__bases__[1] and '_kept' not in vars(again)
+        assert np.array_equal(again[3][0], dset[3][0]) and again[3][1]==dset[3][1]
+
+def test_progress_is_shown_on_a_console(folder, capsys):
+    c = compared(folder, seeds=1, folds=2, verbose=True)
+    assert c.runs.error.isna().all() and 'epoch 1' in capsys.readouterr().out
+
+def test_arrays_as_items(tmp_path):
+    "Their names are abbreviated by numpy: what differs in the middle looks the same"
+    x = np.zeros((24, 40, 40, 3), np.uint8)
+    x[:, 16:24, 16:24] = np.random.default_rng(0).integers(1, 255, (24, 8, 8, 3))
+    x[::2, 16, 16] = 0
+    db = DataBlock((ImageBlock, CategoryBlock), get_y=lambda a: int(a[16, 16, 0]>0), item_tfms=Resize(12))
+    state = random.getstate()
+    c = compare_stats(db, list(x), learner, seeds=1, folds=2, folder=tmp_path/'runs', **quick)
+    assert c.runs.error.isna().all() and random.getstate()==state
+
+def test_a_damaged_run_is_made_again(folder, tmp_path):
+    kwargs = dict(seeds=1, folds=2, folder=tmp_path/'runs')
+    c = compared(folder, **kwargs)
+    for k,damage in zip(sorted((tmp_path/'runs').glob('run-*')), (dict(losses=None), dict(probs=[]))):
+        k.write_text(json.dumps({**json.loads(k.read_text()), **damage}))
+    with pytest.warns(UserWarning, match='is damaged.*made again'): again = compared(folder, **kwargs)
+    assert again.runs.drop(columns='seconds').equals(c.runs.drop(columns='seconds'))
 
 def test_a_broken_image_is_a_failure_of_its_runs(tmp_path):
     path = image_folder(tmp_path/'i', n=24, size=12)
@@ -891,6 +940,16 @@ def test_ignored_pixels_do_not_count():
     c = segmented(block=masked(half), learner=ignoring)
     assert c.runs.error.isna().all() and c.runs.dice.between(0, 1).all()
 
+def test_pixels_of_no_class_do_not_count():
+    "Where the loss keeps to itself what it ignores"
+    def half(i): y = blobs(i)[1].copy(); y[:8] = 255; return y
+    def own(p, y): return F.cross_entropy(p, y.long(), ignore_index=255)
+    own.activation = None
+    kwargs = dict(block=masked(half), seeds=1)
+    said = segmented(learner=partial(pixel_learner, loss=CrossEntropyLossFlat(axis=1, ignore_index=255)), **kwargs)
+    kept = segmented(learner=partial(pixel_learner, loss=own), **kwargs)
+    np.testing.assert_allclose(kept.runs.dice, said.runs.dice, atol=1e-6)
+
 def test_one_channel_masks():
     "A single output, as for one organ"
     def one(i): return (blobs(i)[1]==1).astype(np.uint8)
@@ -905,7 +964,7 @@ def test_what_masks_cannot_say_is_refused():
                         (dict(positive='dark'), '`positive` is one of'),
                         (dict(metrics=dict(f=max)), 'the metric is Dice')):
         with pytest.raises(ValueError, match=says): segmented(**kwargs)
-    with pytest.warns(UserWarning, match='no validation mask holds anything'):
+    with pytest.warns(UserWarning, match='no validation mask holds a class .* they hold 0: masks'):
         c = segmented(block=masked(lambda i: np.zeros((16, 16), np.uint8)))
     with pytest.raises(ValueError, match='`by_recall` is of one class'): c.by_recall()
     with pytest.warns(UserWarning, match='predicts masks of shape'):

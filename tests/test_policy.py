@@ -74,7 +74,8 @@ def test_reach(n):
 def test_reach_leaves_what_comes_before_and_what_is_asked_for():
     m,_ = sparse()
     for kwargs,says in ((dict(pretrained=False), 'scratch'), (dict(frozen=True), 'frozen'),
-                        (dict(stats='custom'), 'given'), (dict(n_images=499), 'small'), (dict(policy=Policy(reach=math.inf)), 'significant')):
+                        (dict(stats='custom'), 'given'), (dict(n_images=499), 'small'),
+                        (dict(policy=Policy(reach=math.inf)), 'significant')):
         assert choose_stats(**{'n_images': 800, 'measured': m, **kwargs}).rule==says
     assert rule(2000, shifted())=='enough' and rule(800, sparse(.3)[0])=='significant'
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 
 from fastai_normstats.all import Comparison, compare_stats
-from fastai_normstats.compare.probe import body_of, class_probabilities
+from fastai_normstats.compare.probe import _flat, body_of, class_probabilities
 from fastai_normstats.compare.scores import corrected_interval, scores
 from fastai_normstats.schemes import ClipZScore
 from helpers import image_folder
@@ -165,9 +165,28 @@ def test_bodies_of_other_networks(folder, model):
     c = probed(folder, learner=make, seeds=1, folds=2)
     assert c.runs.error.isna().all() and c.runs.auroc.between(0, 1).all()
 
+def test_the_order_of_the_loader_changes_nothing(folder):
+    plain,turned = (probed(folder, seeds=1, folds=2, **kwargs) for kwargs in ({}, dict(val_shuffle=True)))
+    assert [r['probs'] for r in plain.records]==[r['probs'] for r in turned.records]
+
+def test_which_part_of_a_network_is_its_body():
+    x = torch.rand(2, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 2))
+    before = nn.Sequential(nn.Identity(), net)
+    assert body_of(before)(x).shape==(2, 7)  # not the mean colours that the first part lets through
+    class Late(nn.Module):
+        "Registers its head first, and runs it last"
+        def __init__(self):
+            super().__init__()
+            self.head,self.first,self.unused = nn.Linear(5, 2),nn.Linear(3, 5),nn.Linear(1, 1)
+        def forward(self, x): return self.head(self.first(x.mean((2, 3))))
+    assert body_of(Late())(x).shape==(2, 5)
+    assert _flat(torch.rand(2, 4, 4, 6), 6).shape==(2, 6) and _flat(torch.rand(2, 6, 4, 4), 6).shape==(2, 6)
+    with pytest.raises(TypeError, match='the body gives a tuple'): _flat((x,))
+
 def test_what_a_comparison_of_features_shows(folder, tmp_path):
     c = probed(folder, seeds=1, folds=3, metrics=dict(brier=lambda y, p: ((y-p)**2).mean()))
-    assert 'epochs_to_ref' not in c.runs and {'brier', 'valid_loss', 'best_f1'}<={*c.table().metric}
+    assert {*c.table().metric}=={'best_f1', 'f1', 'auroc', 'pr_auc', 'valid_loss', 'brier'}
     assert 'linear classifiers on features of the frozen body' in repr(c) and len(c.plot())==3
     again = Comparison.load(c.save(tmp_path/'c.json'))
     assert again.verdict==c.verdict and json.loads((tmp_path/'c.json').read_text())['setup']['probe'] is True
@@ -175,6 +194,7 @@ def test_what_a_comparison_of_features_shows(folder, tmp_path):
 @pytest.mark.parametrize('what', ['nan', 'no head', 'odd shape', 'few'])
 def test_what_cannot_be_probed_is_said(folder, what):
     class Bad(nn.Module):
+        def __init__(self): super().__init__(); self.own = nn.Parameter(torch.zeros(1))
         def forward(self, x): return x.mean((2, 3))/0*0 if what=='nan' else x.mean()
     headless = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.ReLU())
     nets = {'nan': nn.Sequential(Bad(), nn.Linear(3, 2)), 'no head': headless,

@@ -37,7 +37,7 @@ _run_cols = ['candidate', 'seed', 'fold', *_higher, *_lower, *_about_run]
 
 def _metrics_of(setup):
     "Metrics of a comparison: those where higher is better, and those where lower is"
-    lower = [m for m in _lower if m!='epochs_to_ref'] if setup.get('probe') else _lower
+    lower = ['valid_loss'] if setup.get('probe') else _lower  # it has no epochs, and features are computed once
     return (_higher if setup['classes'] else ['dice']),lower
 
 def _first_at(losses, goal):
@@ -307,8 +307,8 @@ def _learned_nothing(self:Comparison):
     m = self.higher[0] if self.classes is None else 'auroc'
     seen = ', '.join(f'{self.finished(c)[m].mean():.3f}' for c in self.candidates)
     chance = 'a mask that is the same for every image does as well' if self.classes is None else 'chance gives .5'
-    return (f"No candidate learned anything ({m} {seen}; {chance}), so that nothing is said of the statistics: train "
-            "longer, or check labels and learner")
+    how = 'check labels and body' if self.setup.get('probe') else 'train longer, or check labels and learner'
+    return f"No candidate learned anything ({m} {seen}; {chance}), so that nothing is said of the statistics: {how}"
 
 # %% ../../nbs/43_compare.ipynb #43a00003
 @patch
@@ -367,7 +367,8 @@ def by_recall(self:Comparison,
     if self.classes is None: raise ValueError("`by_recall` is of one class an image, and these have masks")
     rows = []
     for recall in [recalls] if isinstance(recalls, Real) else recalls:
-        if not 0<recall<=1: raise ValueError(f"`recalls` must lie above 0 and up to 1, got {recall}")
+        if isinstance(recall, (bool, str)) or not 0<recall<=1:
+            raise ValueError(f"`recalls` must lie above 0 and up to 1, got {recall}")
         wide = self._precisions(recall)
         for c in self.candidates:
             i = self._paired(wide, c) if c!=self.reference else None
@@ -455,6 +456,7 @@ def plot(self:Comparison,
     "Paired differences with intervals, validation losses, and precision over recall; returns the axes"
     import matplotlib.pyplot as plt
     names = self.candidates if candidates is None else [candidates] if isinstance(candidates, str) else list(candidates)
+    if not names: raise ValueError("`candidates` is empty: name some, or leave it out for all")
     if bad := [k for k in names if k not in self.candidates]:
         raise ValueError(f"no candidate {bad[0]!r}: there are {', '.join(self.candidates)}")
     panels = _panels(self)
@@ -494,4 +496,5 @@ def load(cls:Comparison,
         if d.get('version')!=1:
             raise ValueError(f"this Comparison has format version {d.get('version')!r}, and 1 is what can be read")
         return cls(d['records'], d['setup'])
-    except (ValueError, TypeError, KeyError) as e: raise ValueError(f"cannot read {path}: {first_line(e)}") from e
+    except (ValueError, TypeError, LookupError, AttributeError) as e:
+        raise ValueError(f"cannot read {path}: {first_line(e)}") from e

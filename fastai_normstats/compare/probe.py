@@ -25,32 +25,35 @@ from ..schemes import Scheme
 from .runs import Data, Job, as_json, check_learner, check_start, fitted_loaders, weights_of
 
 # %% ../../nbs/42_compare_probe.ipynb #6d100007
+_as_fastai = "make it `nn.Sequential(body, head)`, as `vision_learner` does"
+
 class _BeforeLast(nn.Module):
-    "What the last linear layer of `model` is given"
+    "What the linear layer of `model` that runs last is given, its last axis the features"
     def __init__(self, model):
         super().__init__()
-        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        if not linear:
-            raise ValueError(f"cannot tell the body of {type(model).__name__} from its head: make it "
-                             "`nn.Sequential(body, head)`, as `vision_learner` does")
-        self.model,self.last = model,linear[-1]
+        self.model,self.linear = model,[m for m in model.modules() if isinstance(m, nn.Linear)]
+        if self.linear: return
+        raise ValueError(f"cannot tell the body of {type(model).__name__} from its head: {_as_fastai}")
 
     def forward(self, *x):
         seen = []
-        hook = self.last.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        hooks = [m.register_forward_pre_hook(lambda m, args: seen.append(args[0])) for m in self.linear]
         try: self.model(*x)
-        finally: hook.remove()
-        return seen[-1]
+        finally: [h.remove() for h in hooks]
+        if not seen: raise ValueError(f"no linear layer of the network runs: {_as_fastai}")
+        return seen[-1].flatten(1, -2).mean(1) if seen[-1].ndim>2 else seen[-1]
 
 def body_of(
     model:nn.Module  # Of a Learner
 )->nn.Module:
     "The part of `model` that comes before its head"
-    if isinstance(model, nn.Sequential) and len(model)==2: return model[0]
+    if isinstance(model, nn.Sequential) and len(model)==2 and any(True for _ in model[0].parameters()): return model[0]
     return model.body if isinstance(getattr(model, 'body', None), nn.Module) else _BeforeLast(model)
 
-def _flat(x):
-    "Features as (B, C)"
+def _flat(x, n_features=None):
+    "Features as (B, C); `n_features` tells channels-last from channels-first, where the body knows it"
+    if not torch.is_tensor(x): raise TypeError(f"the body gives a {type(x).__name__}, a tensor is needed: {_as_fastai}")
+    if x.ndim==4 and x.shape[-1]==n_features!=x.shape[1]: x = x.flatten(1, 2)  # (B, H, W, C), as of Swin
     if x.ndim==3: x = x.mean(1)                 # (B, tokens, C)
     if x.ndim>3: x = x.flatten(2).mean(2)       # (B, C, H, W)
     if x.ndim!=2: raise ValueError(f"the body gives features of shape {tuple(x.shape)}: (B, C), (B, N, C) or "
@@ -59,12 +62,15 @@ def _flat(x):
 
 # %% ../../nbs/42_compare_probe.ipynb #6d10000b
 _strengths = np.logspace(-1, 6, 15)  # of ridge regression
+_too_few = "to fit and to calibrate its classifier the probe needs"
 _far = 5.  # standard deviations, to which features are clipped
 
 def _inner_splits(y, groups):
     "Up to three folds of the training images, for calibration"
-    n = min(3, np.bincount(y)[np.unique(y)].min(), len(y) if groups is None else len({*groups}))
-    if n<2: raise ValueError("the probe needs two training images of every class, and of two groups")
+    if np.bincount(y)[np.unique(y)].min()<2: raise ValueError(f"{_too_few} two training images of every class")
+    own = np.arange(len(y)) if groups is None else groups
+    n = min(3, *(len({*own[y==c]}) for c in np.unique(y)))
+    if n<2: raise ValueError(f"{_too_few} training images of every class from two groups")
     kind = StratifiedKFold(n) if groups is None else StratifiedGroupKFold(n)
     return list(kind.split(y, y, groups))
 
@@ -102,11 +108,15 @@ class Probe:
 
     def _computed(self, body, dls, tell):
         "Features of all images: (n, C)"
-        body,res = body.to(dls.device).eval(),[]
+        body,res,y = body.to(dls.device).eval(),[],[]
+        n_features = getattr(getattr(body, 'model', body), 'num_features', None)
         with torch.no_grad():
-            for i,b in enumerate(dls.valid, 1):
-                res.append(_flat(body(*b[:dls.n_inp])).float().cpu())
-                tell(f'features of {sum(map(len, res)):,} images')
+            for b in dls.valid.new(shuffle=False, drop_last=False):
+                res.append(_flat(body(*b[:dls.n_inp]), n_features).float().cpu())
+                y += b[-1].flatten().tolist()
+                tell(f'features of {len(y):,} images')
+        if y!=self.data.y.tolist(): raise ValueError("the validation loader gives other classes than the DataBlock: "
+                                                     "check its order and labels")
         res = torch.cat(res).numpy()
         if np.isfinite(res).all(): return res
         raise ValueError("the features are not finite: the body cannot take images that are normalised so")

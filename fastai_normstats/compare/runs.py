@@ -13,8 +13,8 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_start_method
-from numbers import Integral
-from pathlib import Path
+from numbers import Integral, Number
+from pathlib import Path, PurePath
 from types import CodeType, FunctionType
 
 import fastai.callback.progress
@@ -62,6 +62,7 @@ def _classes_of(dsets):
     tl = dsets.tls[dsets.n_inp]
     if _is_mask(tl[0]): return np.zeros(len(tl), int),None
     y = np.array([_class_of(tl[i]) for i in range(len(tl))])
+    if y.min()<0: raise ValueError(f"labels must be whole numbers from 0, got {y.min()}: use `CategoryBlock`")
     names = [str(o) for o in getattr(tl, 'vocab', range(y.max()+1))]
     if len(names)>=2: return y,names
     raise ValueError(f"all {len(y):,} images are of one class, {names[0]!r}: there is nothing to tell apart")
@@ -84,8 +85,14 @@ def _alike(a, b):
 
 def _n_bytes(item): return sum(np.asarray(o).nbytes for o in _parts(item))
 
+def _new(cls): return cls.__new__(cls)
+
 class _FromMemory:
-    "Mixed into a dataset: items that are kept come from memory"
+    "Mixed into a dataset: items that are kept come from memory; pickled and copied as what it was"
+    def __reduce_ex__(self, protocol):
+        state = {k: v for k,v in vars(self).items() if k not in ('_kept', '_places')}
+        return _new,(type(self).__bases__[1],),state
+
     def __getitem__(self, i):
         item = self._kept[self._places[i]] if isinstance(i, Integral) else None
         return super().__getitem__(i) if item is None else _copied(item)
@@ -129,6 +136,7 @@ def gather(
         raise TypeError("compare_stats needs a DataBlock, from which it makes loaders anew for every run, "
                         f"got {type(dblock).__name__}")
     items,block = (dblock.get_items or (lambda o: o))(source),copy(dblock)
+    if not hasattr(items, '__len__'): items = list(items)
     if not len(items):
         raise ValueError("no items found: check the path and `get_items` "
                          "(hidden or misspelt folder, other file endings?)")
@@ -140,19 +148,22 @@ def gather(
     return Data(block, items, y, classes, groups, loaders)
 
 # %% ../../nbs/41_compare_runs.ipynb #5b1d0c05
-def _can_keep(data, dset):
-    "Do decoded items fit into memory, also that of worker processes, and are they the same each time?"
-    if data.loaders.get('num_workers') and get_start_method()!='fork': return False
-    tfms = [f for tl in getattr(dset, 'tls', ()) for f in tl.tfms.fs]
-    if any(getattr(f, 'split_idx', None) is not None for f in tfms): return False
-    some = np.linspace(0, len(dset)-1, min(8, len(dset))).astype(int).tolist()
-    def seen(seed):
-        with no_random(seed): return [dset[i] for i in some]
-    try: first,second = seen(0),seen(1)
-    except Exception: return False  # the runs will say which item is broken
-    fit = np.mean([*map(_n_bytes, first)])*len(dset)<=_room
-    return bool(fit and all(map(_alike, first, second)))
+def _why_not_kept(data, cache_items):
+    "What speaks against keeping decoded items, `None` if nothing does"
+    some = np.linspace(0, len(data.y)-1, min(8, len(data.y))).astype(int).tolist()
+    dls = data.dls(some, some)
+    def seen(dl, seed):
+        with no_random(seed): return [dl.dataset[i] for i in range(len(some))]
+    try: first,second = seen(dls.train, 0),seen(dls.valid, 1)
+    except Exception: return "an item cannot be read"  # the runs will say which
+    if not all(map(_alike, first, second)):
+        return ("reading an item twice gives two different ones (is something drawn at random, or are training and "
+                "validation images read differently?)")
+    if cache_items: return None
+    if dls.train.fake_l.num_workers and get_start_method()!='fork': return "worker processes do not share memory"
+    if np.mean([*map(_n_bytes, first)])*len(data.y)>_room: return "they do not fit"
 
+# %% ../../nbs/41_compare_runs.ipynb #5b1d0c0a
 def _item_or_none(dset, i):
     try: return dset[i]
     except Exception: return None  # it is read again, and fails, where it is needed
@@ -167,10 +178,14 @@ def keep_items(
         raise TypeError(f"`cache_items` must be True, False or None (by size), got {cache_items!r}")
     if cache_items is False: return
     with no_random():  # loaders draw a number when they are made
-        dset = data.dls(list(range(len(data.y))), []).train.dataset
-        if not cache_items and not _can_keep(data, dset): return
-        places = range(len(data.y))
-        if verbose: places = progress_bar(places, leave=False, comment='decoding')
+        why = _why_not_kept(data, cache_items)
+        if why and cache_items and 'cannot be read' not in why:
+            raise ValueError(f"`cache_items=True` is not possible, {why}: leave it out")
+        if why and not cache_items: return
+        dset,places = data.dls(list(range(len(data.y))), []).train.dataset,range(len(data.y))
+        if verbose:
+            places = progress_bar(places, leave=False)
+            places.comment = 'decoding'
         data.kept = [_item_or_none(dset, i) for i in places]
 
 # %% ../../nbs/41_compare_runs.ipynb #286eae33
@@ -191,7 +206,7 @@ def _fewer(data, train, n, seed):
     if n is None: return train
     least = len(data.classes or [0])
     most = len(train)-least
-    if isinstance(n, bool) or not isinstance(n, int) or not least<=n<=most:
+    if isinstance(n, bool) or not isinstance(n, Integral) or not least<=n<=most:
         first = f"the {least} classes" if data.classes else '1'
         raise ValueError(f"`train_size` must be a whole number from {first} to {most:,}, "
                          f"of the {len(train):,} training images, got {n!r}")
@@ -215,8 +230,10 @@ def _rare_class(data, i, folds):
     return f"class {data.classes[i]!r}, which has {(data.y==i).sum():,} in all: {how}, or leave the class out"
 
 def _item_names(data, idxs):
-    "What tells items apart: rows of a table by their place, others by what they say"
-    return {i if hasattr(data.items, 'iloc') else str(item_at(data.items, i)) for i in idxs}
+    "What tells items apart: names and numbers by what they say, all others (rows, arrays) by their place"
+    if hasattr(data.items, 'iloc'): return {*idxs}
+    def name(o): return isinstance(o, (str, PurePath, Number)) or isinstance(o, tuple) and all(map(name, o))
+    return {str(o) if name(o) else i for i,o in ((i, item_at(data.items, i)) for i in idxs)}
 
 # %% ../../nbs/41_compare_runs.ipynb #b74f972e
 def candidates_of(
@@ -334,7 +351,7 @@ def _pixel_classes(learn, n):
 # %% ../../nbs/41_compare_runs.ipynb #41a00002
 class _Masks(Callback):
     "Dice of each validation image, and that of the best mask that is the same everywhere"
-    def before_validate(self): self.seen,self.same = [],[]
+    def before_validate(self): self.seen,self.same,self.values = [],[],set()
 
     def after_loss(self):
         if self.training: return
@@ -342,6 +359,7 @@ class _Masks(Callback):
         p,y = _pixel_classes(self.learn, n)
         ignore = getattr(getattr(self.loss_func, 'func', self.loss_func), 'ignore_index', None)
         n = max(n, 2)
+        self.values |= {*np.unique(y)[:9].tolist()}
         self.seen += dice(p, y, n, ignore).tolist()
         self.same += np.stack([dice(np.full_like(p, c), y, n, ignore) for c in range(1, n)], 1).tolist()
 
@@ -350,7 +368,10 @@ def _masks_found(learn):
     found = _Masks()
     learn.validate(cbs=found)
     same = float(np.nanmean(found.same, 0).max())
-    if not same: raise ValueError("no validation mask holds anything but background (class 0): there is no Dice")
+    if not same:
+        there = ', '.join(map(str, sorted(found.values)[:9]))
+        raise ValueError(f"no validation mask holds a class of the network's but the background (class 0), they hold "
+                         f"{there}: masks must be numbered 0, 1, 2…")
     return dict(dice=[None if math.isnan(v) else v for v in found.seen], same_dice=same)
 
 # %% ../../nbs/41_compare_runs.ipynb #41a00005
@@ -513,7 +534,7 @@ def plan_of(
 )->dict:
     "What runs depend on besides candidate, seed and split, part by part"
     own = {k: v for k,v in own.items() if k not in ('cache', 'measure')}
-    fp = Fingerprint(data.dls(list(range(len(data.y))), []).train, mask=own.get('mask'))
+    with no_random(): fp = Fingerprint(data.dls(list(range(len(data.y))), []).train, mask=own.get('mask'))
     data_parts = dict(items=fp.items_digest or _unknown, transforms=fp.pipeline, images=_images(fp))
     if _unknown in data_parts.values(): _warn_of_unknown(fp)
     groups = None if data.groups is None else data.groups.tolist()
@@ -548,6 +569,9 @@ def _usable(record, job):
     found = ('dice', 'same_dice') if 'dice' in record else ('probs', 'y')
     lack = [k for k in (*_needed, *found) if k not in record]
     if lack: raise ValueError(f'it lacks {lack[0]!r}')
+    lists = {k: record[k] for k in ('losses', 'probs', 'y', 'dice') if k in record}
+    if bad := [k for k,v in lists.items() if not isinstance(v, list) or k!='losses' and len(v)!=len(job.valid)]:
+        raise ValueError(f'{bad[0]!r} is damaged')
     return record | dict(candidate=job.candidate)
 
 # %% ../../nbs/41_compare_runs.ipynb #f6ddde58

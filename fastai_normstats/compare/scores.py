@@ -82,11 +82,11 @@ def dice(
     p,             # (B, …) whole numbers: the predicted class of each pixel
     y,             # (B, …): the true one
     n_classes:int,
-    ignore=None    # Pixels of this true class do not count
+    ignore=None    # Pixels of this true class do not count, nor do those of no class at all
 )->np.ndarray:
     "(B,): Dice of each image, the mean over classes from 1 that `p` or `y` holds; NaN where they hold none"
     p,y = np.asarray(p).reshape(len(p), -1),np.asarray(y).reshape(len(y), -1)
-    counts = np.ones(y.shape, bool) if ignore is None else y!=ignore
+    counts = (y>=0) & (y<n_classes) & (True if ignore is None else y!=ignore)
     both,either = [],[]
     for c in range(1, n_classes):
         a,b = (p==c) & counts,(y==c) & counts
