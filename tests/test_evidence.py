@@ -77,7 +77,7 @@ def test_the_replay_is_that_of_the_runs():
 
 def test_the_readme_quotes_the_runs():
     "Every interval in its section on evidence is that of a setting that is named beside it, or of the X-rays' page"
-    section = README.split('## Does it help?')[1].split('\n## ')[0]
+    section = ' '.join(README.split('## Does it help?')[1].split('\n## ')[0].split())
     quoted = re.findall(r'[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)', section)
     known = {words(points(k, s, n)) for k in done if k!='candidates' for s,n in done[k]}
     old = pd.read_csv(root/'benchmarks'/'evidence_xrays.csv').query("setting=='from scratch, all images'")
