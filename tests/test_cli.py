@@ -463,10 +463,18 @@ def test_glob(tmp_path, normstats, command):
         assert '12 images in' in normstats(*first) and '12 images in' in normstats(*first, '--glob', '*.raw1')
     assert 'files like *.bmp' in normstats(*first, '--glob', '*.bmp', status=1)
 
-def test_compare_by_probe(tmp_path, normstats):
+def test_compare_by_probe(tmp_path, normstats, monkeypatch):
     "Nothing is trained; without pretrained weights there is nothing to probe"
+    from torchvision.models import resnet18
+    from torchvision.models._api import WeightsEnum
+    weights = resnet18().state_dict()
+    monkeypatch.setattr(WeightsEnum, 'get_state_dict', lambda self, *args, **kwargs: weights)  # nothing is downloaded
+    monkeypatch.setattr('fastai.learner.Learner.fit', lambda *args, **kwargs: 1/0)
     folder = image_folder(tmp_path/'images', n=24)
     args = ['compare', folder, '--probe', '--size', 32, '--folds', 2, '--bs', 8]
+    out = normstats(*args, '--out', tmp_path/'c.json', '--plot', tmp_path/'c.png')
+    assert 'features with imagenet statistics on 12 images ...' in out and 'linear classifiers on features' in out
+    assert json.loads((tmp_path/'c.json').read_text())['setup']['probe'] and (tmp_path/'c.png').stat().st_size>5000
     assert '--probe reads a pretrained body' in normstats(*args, '--scratch', status=1)
 
 def test_a_line_a_step_where_nobody_watches(tmp_path, normstats):
