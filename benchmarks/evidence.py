@@ -87,25 +87,27 @@ def new_net(dls):
 # ---- candidates
 
 @dataclass(frozen=True)
-class Luminance(Scheme):
-    "The data's brightness and contrast, the same map for all channels: grey stays what it is to the network"
-    name = 'custom-luminance'
+class OfModel:
+    "Mixed into a scheme that starts from a model's numbers"
     model_mean:tuple = ()
     model_std:tuple = ()
+    def model(self): return torch.tensor((self.model_mean, self.model_std), dtype=torch.float64)
+
+@dataclass(frozen=True)
+class Luminance(OfModel, Scheme):
+    "The data's brightness and contrast, the same map for all channels: grey stays what it is to the network"
+    name = 'custom-luminance'
     def numbers(self, m, std):
-        mm, ms = (torch.tensor(o, dtype=torch.float64) for o in (self.model_mean, self.model_std))
+        mm, ms = self.model()
         scale = std.mean()/ms.mean()
         return m.mean.mean()+(mm-mm.mean())*scale, ms*scale
 
 @dataclass(frozen=True)
-class Stretch(ClipZScore):
+class Stretch(OfModel, ClipZScore):
     "Percentiles to [0, 1], then the model's numbers"
     name = 'stretch'
-    model_mean:tuple = ()
-    model_std:tuple = ()
     def numbers(self, m, std):
-        lo, hi = torch.tensor(self.limits, dtype=torch.float64)
-        mm, ms = torch.tensor((self.model_mean, self.model_std), dtype=torch.float64)
+        (lo, hi), (mm, ms) = torch.tensor(self.limits, dtype=torch.float64), self.model()
         return lo+mm*(hi-lo), ms*(hi-lo)
 
 def main_candidates(model): return {'model': model, 'custom': 'custom'}
@@ -167,9 +169,10 @@ def compare(kind, images, network, seed, data, folder):
                       pretrained=network!='xresnet', folder=folder/f'{place}-{images.name}-{network}-{seed}',
                       **how['ask'])
     if c.runs.error.notna().any(): raise SystemExit(f"{kind} {images.name} {network}: {c.runs.error.dropna().iloc[0]}")
-    rows = c.runs.assign(kind=kind, set=images.name, network=network)[columns].round(6)
+    seconds = [r['seconds'] for r in c.records]  # a probe's table has none
+    rows = c.runs.assign(kind=kind, set=images.name, network=network, seconds=seconds)[columns].round(6)
     rows.to_csv(runs_file, mode='a', header=not runs_file.exists(), index=False)
-    print(kind, images.name, network, f"seed {seed}, {c.runs.seconds.sum():.0f} s", c.table('accuracy'), '', sep='\n',
+    print(kind, images.name, network, f"seed {seed}, {sum(seconds):.0f} s", c.table('accuracy'), '', sep='\n',
           flush=True)
 
 def in_words(v): return ' '.join(f'{float(o):.5g}' for o in v)
@@ -178,9 +181,9 @@ def describe(images, data):
     "What the images of a set are like, values in [0, 1], and what the policy says to four fifths of them"
     df = images.table(data)
     everything = gather(images.block(plain=True), df).dls(list(range(len(df))), []).train
-    dl = everything.new(shuffle=False, drop_last=False, bs=64, num_workers=0)
-    m = measure_stats(dl, tol=0, verbose=False)
-    x = torch.cat([b[0] for b in dl]).double().transpose(0, 1).flatten(1).numpy()
+    x = torch.cat([b[0] for b in everything.new(shuffle=False, drop_last=False, bs=64, num_workers=0)])
+    m = RunningStats().update(x)
+    x = x.double().transpose(0, 1).flatten(1).numpy()
     mean, std = x.mean(1), x.std(1)
     kurtosis = (((x-mean[:, None])/std[:, None])**4).mean(1)
     low, high = np.quantile(x, [.001, .999], axis=1)

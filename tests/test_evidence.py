@@ -10,6 +10,7 @@ from scipy.stats import t as student
 
 from fastai_normstats.all import RunningStats, choose_stats
 from fastai_normstats.policy import Policy
+from helpers import image_folder
 
 root = Path(__file__).parent.parent
 runs = pd.read_csv(root/'benchmarks'/'evidence_runs.csv')
@@ -102,3 +103,27 @@ def test_rules_in_the_table_of_sets_follow_from_its_numbers(network):
     for name in sets.index:
         r = reach(name, network)
         if abs(r/Policy.reach-1)>.1: assert (sets.loc[name, f'rule_{network}']=='reach')==(r>Policy.reach), (name, r)
+
+@pytest.mark.slow
+def test_the_command_adds_whole_comparisons_once(tmp_path, monkeypatch):
+    "On small images of our own, with a small network in the place of the pretrained ones"
+    from fastai.vision.all import CrossEntropyLossFlat, Learner, default_split, nn
+    monkeypatch.syspath_prepend(root/'benchmarks')
+    import evidence
+    monkeypatch.setattr(evidence, 'runs_file', tmp_path/'runs.csv')
+    def small(dls):
+        body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, dls.c))
+        return Learner(dls, nn.Sequential(body, head), CrossEntropyLossFlat(), splitter=default_split)
+    monkeypatch.setitem(evidence.networks, 'lite0', (small, evidence.half))
+    path = image_folder(tmp_path/'sets'/'tiny', n=40)
+    files = sorted(path.rglob('*.png'))
+    pd.DataFrame([dict(fname=f.relative_to(path), label=f.parent.name, group=i//2) for i,f in enumerate(files)]) \
+        .to_csv(path/'labels.csv', index=False)
+    tiny = evidence.Images('tiny', groups='group')
+    for kind in ('probe', 'fine_tune'): evidence.compare(kind, tiny, 'lite0', 0, tmp_path, tmp_path/'runs')
+    got = pd.read_csv(tmp_path/'runs.csv')
+    assert list(got)==list(runs) and got[['accuracy', 'auroc', 'valid_loss', 'seconds']].notna().all(axis=None)
+    assert got.groupby(['kind', 'candidate']).size().to_dict()=={
+        **{('probe', c): 5 for c in ('custom', 'imagenet', 'model')}, **{('fine_tune', c): 5 for c in ('custom', 'model')}}
+    assert evidence.done()=={('probe', 'tiny', 'lite0', 0), ('fine_tune', 'tiny', 'lite0', 0)}
