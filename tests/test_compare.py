@@ -861,6 +861,11 @@ def test_progress_is_shown_on_a_console(folder, capsys):
     c = compared(folder, seeds=1, folds=2, verbose=True)
     assert c.runs.error.isna().all() and 'epoch 1' in capsys.readouterr().out
 
+def test_runs_are_found_again_whether_items_are_kept_or_not(folder, tmp_path):
+    kwargs = dict(seeds=1, folds=2, folder=tmp_path/'runs')
+    c = compared(folder, **kwargs)
+    assert compared(folder, cache_items=False, **kwargs).records==c.records
+
 def test_arrays_as_items(tmp_path):
     "Their names are abbreviated by numpy: what differs in the middle looks the same"
     x = np.zeros((24, 40, 40, 3), np.uint8)

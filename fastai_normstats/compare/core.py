@@ -200,9 +200,9 @@ def compare_stats(
     own,data = _own_keywords(dblock, kwargs),gather(dblock, source, groups, kwargs)
     flip = _asked_class(data, positive, probe, metrics)
     jobs = jobs_of(data, candidates_of(stats, own), seeds, folds, train_size)
-    keep_items(data, cache_items, verbose)
     make,part = _maker(data, learner, fit, epochs, own, probe)
     store = Store(folder, lambda: plan_of(data, learner, own, folds, train_size, **part))
+    keep_items(data, cache_items, verbose)  # after the plan, which is the same with and without
     records = [_finish(r, flip, metrics or {}) for r in run_all(jobs, store, make, verbose)]
     setup = _setup(data, jobs, flip) | dict(epochs=epochs, folds=folds, train_size=train_size, probe=probe)
     return _told(Comparison(records, setup), verbose)
