@@ -11,7 +11,6 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
-from fastai.torch_core import set_seed
 from fastcore.basics import patch
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import RidgeClassifierCV
@@ -22,7 +21,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 
 from ..schemes import Scheme
-from .runs import Data, Job, as_json, check_learner, check_start, fitted_loaders, weights_of
+from .runs import Data, Job, as_json, fitted_loaders, known, new_learner
 
 # %% ../../nbs/42_compare_probe.ipynb #6d100007
 _as_fastai = "make it `nn.Sequential(body, head)`, as `vision_learner` does"
@@ -139,18 +138,11 @@ def __call__(self:Probe,
 )->dict:
     "What is known after a run"
     data,began = self.data,time.time()
-    set_seed(job.number, reproducible=True)
     dls,said = fitted_loaders(data, job, self.own, valid=list(range(len(data.y))))
     choice = dls.stats_choice
-    set_seed(job.number, reproducible=True)
-    learn = self.learner(dls)
-    check_learner(learn, dls, choice)
-    body = body_of(learn.model)
-    start = weights_of(body)
-    check_start(start, starts, job)
+    _,body,start = new_learner(self.learner, dls, job, starts, body_of)
     x = self._features((start, _what_is_done(choice)), body, dls, tell)
     y,groups = data.y[job.valid],None if data.groups is None else data.groups[job.train]
     p = class_probabilities(x[job.train], data.y[job.train], x[job.valid], groups)
-    return dict(stats=[*map(list, choice.stats)], rule=choice.rule, weights=start, warnings=said,
-                losses=[float(log_loss(y, p, labels=range(len(data.classes))))],
-                seconds=time.time()-began, y=y.tolist(), probs=as_json(p.astype(np.float32)))
+    loss = float(log_loss(y, p, labels=range(data.n_classes)))
+    return known(choice, start, said, began) | dict(losses=[loss], y=y.tolist(), probs=as_json(p.astype(np.float32)))
