@@ -172,6 +172,9 @@ def _frozen(tfm):
     if not isinstance(tfm.scheme, ZScore):
         raise ValueError(f"fastai's Normalize cannot do scheme {tfm.scheme.name!r}: export as it is, and install this "
                          "package where the learner is loaded")
+    if tfm.pass_args.get('nodata') is not None:
+        raise ValueError("fastai's Normalize cannot leave pixels without data out: export as it is, and install this "
+                         "package where the learner is loaded")
     res = Normalize(tfm.mean, tfm.std, tfm.axes)
     res.split_idx = tfm.split_idx
     res.choice = tfm.choice and tfm.choice.to_dict()

@@ -17,6 +17,7 @@ from fastai.data.core import TfmdDL
 from fastcore.xdg import xdg_cache_home
 
 from .values import printable
+from .moments import NoData
 from .running import RunningStats
 from .loaders import before_normalize, n_inputs, unwrapped
 from .fingerprint import Fingerprint, Look, digest, n_features, versions
@@ -171,7 +172,7 @@ def _ledger(header, arrays):
     if len(groups)!=n or {*map(type, groups)}-{str, _none}:          raise ValueError("its rows have no groups")
     if {*map(type, size)}-{int}:                                     raise ValueError("its images have no size")
     res = res.labelled([None]*n, groups)
-    vars(res).update(facts)
+    vars(res).update(facts, n_spatial=len(size) or None)
     return res
 
 # %% ../nbs/11_cache.ipynb #c4c50007
@@ -280,7 +281,9 @@ def provenance(
     inputs = [f for tl in getattr(dl.dataset, 'tls', [])[:n_inputs(dl)] for f in tl.tfms.fs]
     tfms = [*inputs, *dl.after_item.fs, *before_normalize(dl)]
     tfms = [' '.join(str(f.name).split()) for f in tfms if f.name!='noop']
-    def plain(v): return v if isinstance(v, (int, float, str, _none)) else getattr(v, '__name__', type(v).__name__)
+    def plain(v):
+        if isinstance(v, (int, float, str, _none)): return v
+        return str(v) if isinstance(v, NoData) else getattr(v, '__name__', type(v).__name__)
     now = datetime.now(timezone.utc).isoformat(timespec='seconds')
     return dict(measured_at=now, n_images=m.n_images, n_training=dl.n, image_size=m.image_size, transforms=tfms,
                 **{k: plain(v) for k,v in pass_args.items()}, split=fp and fp.items_digest, versions=versions())

@@ -33,12 +33,19 @@ class StatsChoice:
     warnings:tuple=()                  # What the user should know, a sentence each
     provenance:dict=field(default_factory=dict) # When, from what and with what it was measured
     scheme:Scheme=ZScore()             # How `stats` are applied, with fitted limits
+    bands:tuple=()                     # Names of the channels, in the order of the image
+    units:str=''                       # What pixel values are, where that was said: `'HU'`, `'0-255'`…
+    nodata:str=''                      # Which pixels hold no data and become 0: a value, `'nan'`, or a band that is 0
     file:str=field(default='', compare=False)   # Name of the file that it was loaded from; files do not hold it
 
     def label(self, s):
         "What to call statistics `s` beside others"
         if s.name!='custom': return s.name
         return 'model' if s==self.model else 'given'
+
+    def channel_names(self, n):
+        "What to call the `n` channels of some numbers: the bands where there are so many, else numbers"
+        return list(self.bands) if len(self.bands)==n else list(range(n))
 
 # %% ../nbs/08_choice.ipynb #c3320a9f
 _columns = ['mean', 'mean_se', 'std', 'std_se', 'image_std', 'shift', 'std_ratio']
@@ -54,8 +61,11 @@ def table(self:StatsChoice):
     if not any(r['used'] for r in rows):
         rows += _number_rows('given' if plain else self.scheme.name, self.stats, True, self.scheme.limits)
     cols = _columns + (['low', 'high'] if self.scheme.limits else [])
-    return pd.DataFrame(rows, columns=['candidate', 'channel', *cols, 'used']).astype({c: float for c in cols})
+    res = pd.DataFrame(rows, columns=['candidate', 'channel', *cols, 'used']).astype({c: float for c in cols})
+    sizes = res.groupby('candidate', sort=False).size()
+    return res.assign(channel=[o for n in sizes for o in self.channel_names(n)])
 
+# %% ../nbs/08_choice.ipynb #18b0003d
 def _number_rows(name, s, used, limits=None):
     "Rows for numbers that come without error bars, and for the limits of a scheme that has some"
     n = len(s.mean)
@@ -113,6 +123,17 @@ def _scheme_code(s):
     if s.limits: args.append(f"limits=({', '.join(map(_literal, s.limits))})")
     return f"{type(s).__name__}({', '.join(args)})"
 
+def _about(choice):
+    "Bands and units, for a comment"
+    said = [f"bands {', '.join(choice.bands)}"]*bool(choice.bands) + [f"values are {choice.units}"]*bool(choice.units)
+    return printable(''.join(f'; {o}' for o in said))
+
+def _nodata_code(choice):
+    "The argument `nodata`, where it is a value"
+    if not choice.nodata: return ''
+    if choice.nodata in choice.bands: return f", bands={list(choice.bands)!r}, nodata={choice.nodata!r}"
+    return ", nodata=float('nan')" if choice.nodata=='nan' else f", nodata={choice.nodata}"
+
 def _mask_code(choice):
     "The argument `mask`, where the scheme needs one and the provenance names a function"
     mask = choice.provenance.get('mask') if choice.scheme.masked else None
@@ -122,9 +143,10 @@ def _mask_code(choice):
 def code(self:StatsChoice)->str:
     "The line that hard-codes these statistics in a script; gives the same float32 numbers"
     mean,std = map(_literal, self.stats)
-    of = f"rule `{self.rule}`, {self.n_images:,} training images"
-    if not isinstance(self.scheme, ZScore):
-        return f"DatasetStats({mean}, {std}, scheme={_scheme_code(self.scheme)}{_mask_code(self)})  # {of}"
+    of = f"rule `{self.rule}`, {self.n_images:,} training images{_about(self)}"
+    if not isinstance(self.scheme, ZScore) or self.nodata:
+        how = f", scheme={_scheme_code(self.scheme)}{_mask_code(self)}"*(not isinstance(self.scheme, ZScore))
+        return f"DatasetStats({mean}, {std}{how}{_nodata_code(self)})  # {of}"
     name = 'custom' if self.kind=='custom' else self.label(self.stats)
     name = printable(' '.join(name.split()))  # it must not end the comment
     return f"Normalize.from_stats({mean}, {std})  # {name}, {of}"
@@ -136,7 +158,7 @@ _format = 'fastai_normstats.StatsChoice'
 def to_dict(self:StatsChoice)->dict:
     "Everything, as JSON can hold it"
     d = {k: v.to_dict() if hasattr(v, 'to_dict') else v for k,v in vars(self).items() if k!='file'}
-    return {'format': _format, 'version': 2, **d, 'warnings': list(self.warnings)}
+    return {'format': _format, 'version': 2, **d, 'warnings': list(self.warnings), 'bands': list(self.bands)}
 
 @patch
 def save(self:StatsChoice,
@@ -151,7 +173,8 @@ rule_names = ('given', 'scheme', 'scratch', 'range', 'domain', 'channels', 'froz
               'enough', 'significant', 'unclear')
 _known = dict(kind=('custom', 'pretrained', 'imagenet', 'given'), rule=rule_names)
 _types = dict(stats=[dict], kind=[str], rule=[str], why=[str], n_images=[int], warnings=[list, tuple],
-              provenance=[dict], scheme=[dict, str], model=[dict, type(None)], measured=[dict, type(None)], file=[str])
+              provenance=[dict], scheme=[dict, str], model=[dict, type(None)], measured=[dict, type(None)], file=[str],
+              bands=[list, tuple], units=[str], nodata=[str])
 
 def _short(v):
     "`v` as a few characters of a message"
@@ -166,7 +189,7 @@ def _check_fields(d):
     for k,known in _known.items():
         if d[k] not in known: raise ValueError(f"field {k!r} must be one of {', '.join(known)}, got {_short(d[k])}")
     if not 0<d['n_images']<2**63: raise ValueError(f"field 'n_images' holds {_short(d['n_images'])}")
-    texts = dict(why=[d['why']], warnings=d.get('warnings', ()))
+    texts = dict(why=[d['why']], warnings=d.get('warnings', ()), bands=d.get('bands', ()))
     for k in ('stats', 'model'): texts[k] = [(d.get(k) or {}).get(o) or '' for o in ('name', 'domain', 'source')]
     for k,said in texts.items():
         for o in said:
@@ -182,6 +205,8 @@ def _check_channels(choice):
     n,limits,m = len(choice.stats.mean),choice.scheme.limits,choice.measured
     if limits and len(limits[0]) not in (1, n):
         raise ValueError(f"field 'scheme' is for {len(limits[0])} channels and 'stats' for {n}")
+    if choice.bands and (n not in (1, len(choice.bands)) or len(set(choice.bands))<len(choice.bands)):
+        raise ValueError(f"field 'bands' must be {n} different names, one for each of 'stats'")
     if m and n not in (1, m.n_channels):
         raise ValueError(f"field 'measured' is of {m.n_channels} channels and 'stats' of {n}")
 
@@ -198,7 +223,7 @@ def from_dict(cls:StatsChoice, d)->StatsChoice:
     readers = dict(stats=NormStats.from_dict, model=NormStats.from_dict, measured=Measured.from_dict, scheme=scheme_of)
     for k,read in readers.items():
         if d.get(k) is not None: d[k] = read(d[k])
-    res = cls(**{**d, 'warnings': tuple(d.get('warnings', ()))})
+    res = cls(**{**d, **{k: tuple(d.get(k, ())) for k in ('warnings', 'bands')}})
     _check_channels(res)
     repr(res), res.code()  # what cannot be shown fails now, not in the first print
     return res

@@ -136,7 +136,7 @@ def _compare_options(p):
     _plot_option(p, 'comparison')
 
 # %% ../nbs/55_cli.ipynb #3be7d55a
-_formats = ('torchvision', 'huggingface', 'timm', 'openvino', 'coreml', 'onnx', 'albumentations')
+_formats = ('torchvision', 'huggingface', 'timm', 'openvino', 'coreml', 'onnx', 'albumentations', 'nnunet')
 
 def _export_options(p):
     "The options of `export`"
@@ -170,7 +170,8 @@ def _parser():
     _glob_option(of['fit'])
     _group_option(of['fit'], 'how well the numbers are known then counts patients, not images')
     of['verify'].add_argument('artefact', metavar='ARTEFACT', type=_name,
-                              help='Hugging Face or timm folder, its JSON file, or an ONNX file')
+                              help="Hugging Face or timm folder, its JSON file, an ONNX file, or nnU-Net's plans or "
+                                   'fingerprint')
     for k in ('show', 'check', 'export', 'verify'):
         of[k].add_argument('file', metavar='FILE', type=_name,
                            help='a JSON file that `normstats fit --out` or `StatsChoice.save` wrote')
@@ -556,6 +557,11 @@ def _some_pixels(path, n_channels, most=16, each=32):
     return np.concatenate(res, 1)[None]
 
 # %% ../nbs/55_cli.ipynb #5f4c1c42
+def _served(path):
+    "What `verify` looks at: the path, or the choice that nnU-Net's files there amount to"
+    from fastai_normstats.serve.nnunet import is_nnunet, read_nnunet
+    return read_nnunet(path) if is_nnunet(path) else path
+
 def _cmd_verify(args):
     "Say whether what is served is what was chosen; 3 where it is not"
     from fastai_normstats.choice import StatsChoice
@@ -564,7 +570,7 @@ def _cmd_verify(args):
     choice = StatsChoice.load(args.file)
     pixels = None
     if args.images: pixels = _some_pixels(Path(args.images), served_pixels(choice).n_channels)
-    found = verify_stats(args.artefact, choice, images=pixels)
+    found = verify_stats(_served(args.artefact), choice, images=pixels)
     _say(found)
     return 0 if found else 3
 

@@ -228,14 +228,16 @@ def _groups(dl, by):
 # %% ../nbs/15_drift.ipynb #e25d3d05
 def _as_fitted(tfm, choice, mask, nonfinite, groups):
     "Keywords of the pass, those of the fit where they are not given; a warning where its mask is not known any more"
-    fitted = {'mask': None, 'nonfinite': 'error', 'groups': None, **getattr(tfm, 'pass_args', {})}
+    fitted = dict(mask=None, nonfinite='error', groups=None, weight='pixel', nodata=None)
+    fitted |= getattr(tfm, 'pass_args', {})
     had = choice.provenance.get('mask') if choice is not None else None
     if mask is None and fitted['mask'] is None and had:
         warnings.warn(f"the statistics were measured with `mask={had}`, which was not kept: give `mask=` again, or "
                       "pixels are compared that did not count")
     whose = fitted['groups']
     if groups is None and (callable(whose) or isinstance(whose, str)): groups = whose
-    return dict(mask=mask or fitted['mask'], nonfinite=nonfinite or fitted['nonfinite'], groups=groups)
+    return dict(mask=mask or fitted['mask'], nonfinite=nonfinite or fitted['nonfinite'], groups=groups,
+                weight=fitted['weight'], nodata=fitted['nodata'])
 
 def _null(choice, training, n_channels):
     "What is known of how single training images are spread, if anything"
@@ -263,10 +265,10 @@ def _all_rows(ledgers, used, choice, training, policy):
         res += [dict(group=group, **r) for r in _rows(m, fit, training, _null(choice, training, n), policy)]
     return res
 
-def _warn_of(train, dl, ledgers, used, scheme):
+def _warn_of(train, dl, ledgers, used, scheme, units=''):
     "What the guards say to both loaders and to the images, each sentence once"
     said = [*check_loader(train), clipped(unwrapped(dl))]
-    for m in ledgers: said += [*check_images(m, used), constant(m)]
+    for m in ledgers: said += [*check_images(m, used, units=units), constant(m)]
     if scheme.masked:
         said.append("each image is normalised on its own: what the table shows of brightness and contrast does not "
                     "reach the network")
@@ -297,9 +299,11 @@ def check_stats(self:DataLoaders,
     plain = None if training is None else _unaugmented(self.train, dl, tfm, choice, args)
     if plain is not None: used,training = _own_stats(plain),plain
     ledgers = {group: measure_stats(dl, among=among, **args) for group,among in _groups(dl, by).items()}
-    _warn_of(self.train, dl, ledgers.values(), None if training else used, scheme)
+    units = choice.units if choice is not None else ''
+    _warn_of(self.train, dl, ledgers.values(), None if training else used, scheme, units)
     policy = getattr(tfm, 'question', {}).get('policy', Policy())
     df = _with_verdicts(_all_rows(ledgers, used, choice, training, policy))
+    if choice is not None: df['channel'] = [choice.channel_names(df.channel.max()+1)[c] for c in df.channel]
     if verbose and training is None and choice is not None and choice.measured: say(_not_the_training_images(choice))
     return df.drop(columns='group') if by is None else df
 

@@ -28,9 +28,9 @@ from fastcore.foundation import L
 from fasttransform import ItemTransform, Pipeline
 from PIL import Image
 
-from .moments import check_mask
+from .moments import check_mask, masked
 from .loaders import (
-    ReadError, batches, before_normalize, groups_of, input_images, item_at, n_inputs, unwrapped)
+    ReadError, batches, before_normalize, groups_of, input_images, item_at, n_inputs, target_of, unwrapped)
 
 # %% ../nbs/10_fingerprint.ipynb #04f10006
 def digest(
@@ -194,7 +194,9 @@ def _steps(dl):
 def recipe(
     dl,                     # A training loader
     mask=None,              # These as in `measure_stats`
-    nonfinite:str='error'
+    nonfinite:str='error',
+    nodata=None,
+    sampled:int=256
 )->list:
     "What is done to an item before it is measured, a line each"
     dl = unwrapped(dl)
@@ -203,6 +205,8 @@ def recipe(
     lines += [f"loader: {describe(type(dl))}, {describe(type(dl.dataset))}, {describe(own)}"]
     split = getattr(dl.dataset, 'split_idx', None)
     lines += [f"transformed as split: {split}", f"mask: {describe(mask)}", f"nonfinite: {nonfinite}"]
+    if nodata is not None: lines.append(f"no data: {nodata}")
+    if sampled!=256: lines.append(f"quantiles of {sampled} pixels")
     return lines + [f"{k} {v}" for k,v in versions().items()]
 
 # %% ../nbs/10_fingerprint.ipynb #04f10013
@@ -306,15 +310,15 @@ def _thumbnails(x):
     if x.ndim==4: return F.adaptive_avg_pool2d(x, 8).flatten(2)
     return F.adaptive_avg_pool3d(x, 4).flatten(2)
 
-def _features(x, mask):
-    "What is compared of images (B, C, *spatial), a row a channel; with a mask, a row for its thumbnail"
+def _features(x, counts=None):
+    "What is compared of images (B, C, *spatial), a row a channel, and a row for the pixels that a mask `counts`"
     plain = x.detach().as_subclass(torch.Tensor).float()
     if plain.ndim<3: plain = plain.reshape(len(plain), -1, 1)
     v = plain.flatten(2)
     ends = torch.stack([v.std(-1, correction=0), v.amin(-1), v.amax(-1)], -1)
     rows = torch.cat([_thumbnails(plain), ends], -1)
-    if mask is None: return rows.cpu().numpy()
-    counts = _thumbnails(check_mask(mask(x), x).to(rows))
+    if counts is None: return rows.cpu().numpy()
+    counts = _thumbnails(check_mask(counts, x).to(rows))
     return torch.cat([rows, F.pad(counts, (0, 3))], 1).cpu().numpy()
 
 def _seen(dl, idxs, mask, seed, bs):
@@ -322,8 +326,10 @@ def _seen(dl, idxs, mask, seed, bs):
     res = {i: [] for i in idxs}
     with no_random(seed, reproducible=False):
         for b,own in batches(dl, idxs, num_workers=0, bs=bs):
+            target = target_of(b, n_inputs(dl))
             for x in input_images(b, n_inputs(dl)):
-                for i,part in zip(own, np.array_split(_features(x, mask), len(own))): res[i] += list(part)
+                rows = _features(x, masked(mask, x, target))
+                for i,part in zip(own, np.array_split(rows, len(own))): res[i] += list(part)
     return [np.concatenate(v) if v else np.zeros((0, n_features), np.float32) for v in res.values()]
 
 # %% ../nbs/10_fingerprint.ipynb #04f10017
@@ -390,13 +396,15 @@ class Fingerprint:
         mask=None,             # These as in `measure_stats`
         nonfinite:str='error',
         groups=None,
-        **reading              # `tol`, `max_images`, `seed`
+        nodata=None,
+        sampled:int=256,
+        **reading              # `tol`, `max_images`, `seed`, `weight`
     ):
-        self.dl,self.mask,self.nonfinite = unwrapped(dl),mask,nonfinite
+        self.dl,self.counting = unwrapped(dl),dict(mask=mask, nonfinite=nonfinite, nodata=nodata, sampled=sampled)
         self.dataset,self._look,self.moving = self.dl.dataset,None,set()
         self.keys,self.on_disk = item_keys(dl)
         self.items_digest = None if self.keys is None else digest('\n'.join(self.keys))
-        self.recipe  = recipe(dl, mask, nonfinite)
+        self.recipe  = recipe(dl, **self.counting)
         self.reading = [f"{k}: {v!r}" for k,v in sorted(reading.items())] + [f"groups: {self._whose(groups)}"]
 
     def _whose(self, groups):
@@ -406,17 +414,19 @@ class Fingerprint:
         return digest('\n'.join(groups_of(range(self.dl.n) if items is None else items, groups)))
 
     @property
-    def look(self):
-        if self._look is None: self._look = look(self.dl, self.keys, self.mask)
-        return self._look
-
-    @property
     def pipeline(self): return digest('\n'.join(self.recipe))
 
     @property
     def name(self):
         "What an entry for it is called: pipeline first, so that entries of other folds are found"
         return f"{self.pipeline[:16]}-{digest(str(self.items_digest), *self.reading)[:16]}"
+
+# %% ../nbs/10_fingerprint.ipynb #18b0003c
+@patch(as_prop=True)
+def look(self:Fingerprint):
+    "What the images look like, looked at when it is first asked for"
+    if self._look is None: self._look = look(self.dl, self.keys, self.counting['mask'])
+    return self._look
 
 # %% ../nbs/10_fingerprint.ipynb #11355fcc
 @patch(as_prop=True)
@@ -434,9 +444,9 @@ def deterministic(self:Fingerprint):
 @patch
 def settle(self:Fingerprint):
     "Let go of the loader after the pass: what was not looked at so far never will be"
-    now = recipe(self.dl, self.mask, self.nonfinite)
+    now = recipe(self.dl, **self.counting)
     if len(now)==len(self.recipe): self.moving = {i for i,line in enumerate(now) if line!=self.recipe[i]}
-    self.dl = self.mask = self.keys = None
+    self.dl = self.counting = self.keys = None
     if self.items_digest is not None: self.dataset = None
     return self
 

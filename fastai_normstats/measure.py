@@ -23,11 +23,11 @@ from fastai.data.load import DataLoader
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import no_random
 
-from .moments import NonFiniteError
+from .moments import NoData, NonFiniteError, masked
 from .ranks import jointly, rank_and_size
-from .running import RunningStats
+from .running import RunningStats, check_weight
 from .loaders import as_validation, batches, before_normalize, check_indexed, groups_of
-from .loaders import input_images, item_name, n_inputs, unit_of, unwrapped
+from .loaders import input_images, item_name, n_inputs, target_of, unit_of, unwrapped
 
 # %% ../nbs/05_measure.ipynb #f75de7ad
 def reading_order(
@@ -54,7 +54,9 @@ def check_pass(
     max_images,
     seed,
     mask,
-    nonfinite
+    nonfinite,
+    weight='pixel',
+    nodata=None
 ):
     "Refuse arguments of `measure_stats` that make no pass, before anything is read"
     if isinstance(tol, bool) or not isinstance(tol, Real) or not 0<=tol<math.inf:
@@ -64,37 +66,43 @@ def check_pass(
     if type(seed) is not int or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
     if mask is not None and not callable(mask):
         raise TypeError("`mask` must be a function from a batch of images to the bool tensor of pixels that count, "
-                        f"e.g. `lambda x: x[:, :1]>0`, got {type(mask).__name__}")
+                        f"e.g. `lambda x: x[:, :1]>0`, or of images and targets, got {type(mask).__name__}")
+    if nodata is not None and not isinstance(nodata, NoData):
+        raise TypeError(f"`nodata` of a pass must be a `NoData`, e.g. `NoData(-9999)`, got {nodata!r}")
+    check_weight(weight)
     RunningStats(nonfinite)
 
 # %% ../nbs/05_measure.ipynb #f298acd8
 class _Share:
     "The training images that this process reads"
-    def __init__(self, dl, tol, max_images, seed, mask, nonfinite, among=None, groups=None, known=None):
+    def __init__(self, dl, tol, max_images, seed, mask, nonfinite, weight='pixel', nodata=None, sampled=256, among=None,
+                 groups=None, known=None):
         store_attr(but='dl')
-        self.dl = unwrapped(dl)
-        self.rank,self.size = rank_and_size()
+        self.dl,(self.rank,self.size) = unwrapped(dl),rank_and_size()
+        self.state = self.rank+(seed if type(seed) is int and seed>0 else 0)
         self.n_items = 0
         self.sizes = set()
         self.it = self._batches()
 
     def open(self):
         "Settle what is read, and read the first batch; says which items there are"
-        check_pass(self.tol, self.max_images, self.seed, self.mask, self.nonfinite)
+        check_pass(self.tol, self.max_images, self.seed, self.mask, self.nonfinite, self.weight, self.nodata)
         before_normalize(self.dl)
         check_indexed(self.dl)
         if not self.dl.n: raise ValueError("the training split is empty: no image to measure")
         self._settle()
         self.stats = RunningStats(self.nonfinite)
+        self.stats.sampled = self.sampled
         self.next = next(self.it, None)
         if self.size==1: return self.dl.n, None, None, None
         return self.dl.n, _items_digest(self.dl.dataset), self.labels, self.missing
 
     def _batches(self):
-        "The images of each batch, and the places in the order that they are of"
+        "The images of each batch, the places in the order that they are of, and their targets"
         for b,idxs in batches(self.dl, [self.order[p] for p in self.mine]):
             images = input_images(b, n_inputs(self.dl))
-            if self.dl.bs or images[0].ndim>3: yield images, [self.place[i] for i in idxs]
+            target = target_of(b, n_inputs(self.dl))
+            if self.dl.bs or images[0].ndim>3: yield images, [self.place[i] for i in idxs], target
             else: raise TypeError("with `bs=None` the loader must yield batches (B, C, *spatial), got "
                                   f"{tuple(images[0].shape)}: give it a `bs`")
 
@@ -122,24 +130,28 @@ def _items_digest(dataset):
 
 # %% ../nbs/05_measure.ipynb #22aeaaea
 @patch
-def _count(self:_Share, images, places):
+def _count(self:_Share, images, places, target=None):
     "Count `images` of a batch in; several images of one item are a group of their own"
     for x in images:
         of = places if len(x)==len(places) else [places[i*len(places)//len(x)] for i in range(len(x))]
         groups = of if len(x)>len(set(places)) or len(images)>1 else None
         if self.labels is not None: groups = [self.labels[self.order[p]] for p in of]
-        self.stats.update(x, None if self.mask is None else self.mask(x), of, groups)
+        self.stats.update(x, masked(self.mask, x, target), of, groups, self.nodata and self.nodata(x))
         self.sizes.add(tuple(x.shape[2:]))
 
 @patch
 def _named(self:_Share, e, start):
     "Error `e` with the first item from the `start`-th on that holds NaN or infinity, if it is an item's doing"
-    def wrong(x):
-        x = x if self.dl.prebatched else x[None]
-        return (~x.isfinite() & (True if self.mask is None else self.mask(x))).any()
+    def batch(x): return x if self.dl.prebatched or not isinstance(x, torch.Tensor) else x[None]
+    def wrong(x, target):
+        counts = masked(self.mask, x, target)
+        bad = ~x.isfinite() if counts is None else ~x.isfinite() & counts
+        return (bad if self.nodata is None else bad & ~self.nodata(x)).any()
     def bad(i):
         item = self.dl.do_item(i)
-        return item is not None and any(map(wrong, input_images(item, n_inputs(self.dl))))
+        if item is None: return False
+        target = batch(target_of(item, n_inputs(self.dl)))
+        return any(wrong(batch(x), target) for x in input_images(item, n_inputs(self.dl)))
     try: i = next(filter(bad, [self.order[p] for p in self.mine[start:]]), None)
     except Exception: i = None  # a loader of the user's that makes no items
     return NonFiniteError(str(e) if i is None else f"{item_name(self.dl.dataset, i)}: {e}")
@@ -159,8 +171,8 @@ def read(self:_Share, k, until=math.inf):
         with ThreadPoolExecutor(1) as pool:
             for _ in range(k):
                 if self.reached()>=until: break
-                images,places = self.next
-                counted = pool.submit(self._count, images, places)
+                images,places,target = self.next
+                counted = pool.submit(self._count, images, places, target)
                 if not own_memory: counted.result()
                 self.n_items += len(set(places))
                 self.next = next(self.it, None)  # one batch is counted while the next is read
@@ -200,7 +212,7 @@ def total(self:_Share, until=math.inf):
     while self.labels is not None and within_a_group(): end -= 1
     res = copy(self.stats)
     if self.known is not None and not self.rank: res = res.merge(self._known_rows())
-    res = res.all_reduce()
+    res = res.all_reduce().weighted(self.weight)
     if end<last: res = res.take([r for r,p in enumerate(res.items) if p<end])
     res.complete = end==self.n
     res.population = res.n_images if res.complete else round(res.n_images*self.n/max(end, 1))
@@ -286,17 +298,19 @@ def measure_stats(
     tol:float=.01,           # Stop once mean and std are known to `tol` × std (95 %) in each channel; 0: read all
     max_images:int=None,     # Read at most this many images, a random sample of whole groups; `None`: no limit
     seed:int=0,              # Of the order and of random transforms
-    mask=None,               # Function from a batch (B, C, *spatial) to a bool tensor for (B, 1, *spatial): True counts
+    mask=None,               # Function of a batch (B, C, *spatial), or of batch and targets: bool (B, 1, *spatial)
     nonfinite:str='error',   # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
     verbose:bool=True,       # Show a progress bar?
     among:list=None,         # Indices of the items to keep to; `None`: all
     groups=None,             # Whose an item is (patient, slide): function, column or list, as in `of_each`
-    known:RunningStats=None  # Rows of an earlier pass, not read again (`index`: of which items)
+    known:RunningStats=None, # Rows of an earlier pass, not read again (`index`: of which items)
+    weight:str='pixel',      # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
+    nodata:NoData=None,      # Which pixels hold no measurement; `None`: all do
+    sampled:int=256          # Pixels of an image that its quantiles are taken from, about
 )->RunningStats:
     "The ledger of the pixels that training on `dl` sees, before normalisation; distributed, all processes must call it"
-    share = _Share(dl, tol, max_images, seed, mask, nonfinite, among, groups, known)
-    state = share.rank+(seed if type(seed) is int and seed>0 else 0)
-    with no_random(state, reproducible=False), _spare_cores(dl):
+    share = _Share(dl, tol, max_images, seed, mask, nonfinite, weight, nodata, sampled, among, groups, known)
+    with no_random(share.state, reproducible=False), _spare_cores(dl):
         try:
             _check_same_items(jointly(share.open))
             res = _pass(share, _bar(len(share.missing), verbose and not share.rank))
@@ -322,14 +336,16 @@ def look_at(
     seed:int=0,             # These as in `measure_stats`
     mask=None,
     nonfinite:str='error',
-    order:int=Normalize.order  # Batch transforms ordered below this are applied
+    order:int=Normalize.order, # Batch transforms ordered below this are applied
+    nodata:NoData=None
 )->RunningStats|None:
     "The ledger of a few training images, for a look at their channels and range; `None` where no pixel counts"
     dl,res = unwrapped(dl),RunningStats(nonfinite)
     with no_random(seed, reproducible=False):
         idxs = reading_order(dl, seed, among=handful(dl.n))
         for b,_ in batches(dl, idxs, before=order, num_workers=0):
-            for x in input_images(b, n_inputs(dl)): res.update(x, None if mask is None else mask(x))
+            target = target_of(b, n_inputs(dl))
+            for x in input_images(b, n_inputs(dl)): res.update(x, masked(mask, x, target), nodata=nodata and nodata(x))
     res.complete,res.population = len(idxs)==dl.n,dl.n
     return res if res.n_images else None
 

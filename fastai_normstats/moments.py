@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'image_moments', 'one_visit', 'every', 'sample_quantiles', 'image_quantiles', 'channel_error', 'check_batch',
-           'floating', 'check_mask', 'NonFiniteError', 'nonfinite_error']
+           'floating', 'takes_target', 'masked', 'NoData', 'no_data', 'check_mask', 'NonFiniteError', 'nonfinite_error']
 
 # %% ../nbs/01_moments.ipynb #70d688e7
 import math
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -105,15 +108,19 @@ def one_visit(
 LEVELS = (0., .001, .005, .01, .025, .05, *(k/20 for k in range(2, 19)), .95, .975, .99, .995, .999, 1.)
 _small = 1024  # pixels of an image, up to which speed does not matter
 
+_golden = [1/(k+(5**.5-1)/2) for k in range(1, 6)]  # fractions whose multiples spread well
+
 def every(
     n_pixels:int,  # Of an image
     width:int,     # Of its last axis
     n:int=256      # Pixels wanted, at most about so many; of small images all are taken
 )->int:
-    "A step through the pixels of an image that takes at most about `n` of them, in all columns"
-    step = 1 if n_pixels<=_small else math.ceil(n_pixels/n)
-    while math.gcd(step, width)>1: step += 1  # a common factor with the width would only ever meet some columns
-    return step
+    "A step through the pixels of an image that takes at most about `n` of them, spread over all columns"
+    if n_pixels<=max(n, _small): return 1
+    least = math.ceil(n_pixels/n)
+    def off(step): return min(abs(step%width/width-f) for g in _golden for f in (g, 1-g))
+    steps = [s for s in range(least, least+max(8, least//3)) if math.gcd(s, width)==1]
+    return next((s for s in steps if off(s)<.004), None) or min(steps, key=off)
 
 # %% ../nbs/01_moments.ipynb #quantil1
 def sample_quantiles(
@@ -141,15 +148,16 @@ def image_quantiles(
     x:Tensor,      # Images (B, C, n)
     m:Tensor,      # Their moments (5, B, C), as `image_moments` gives them
     width:int,     # Of the last axis of the images
-    valid:Tensor   # bool (B, 1, n) or (B, C, n): the pixels that count
+    valid:Tensor,  # bool (B, 1, n) or (B, C, n): the pixels that count
+    n:int=1024     # Pixels of an image to look at, about
 )->Tensor:
     "`sample_quantiles` of the `valid` pixels; NaN where none counts, and the mean where none of the sample does"
-    step = every(x.shape[-1], width, 1024)
+    step = every(x.shape[-1], width, n)
     some,ok = x[...,::step], valid[...,::step].expand(*x.shape[:2], -1)
-    n = ok.sum(-1)
-    res = sample_quantiles(some.where(ok, math.inf), m, n)
-    if x.device.type=='cpu': _sample_again(res, x, m, n, valid)
-    else: res[...,1:-1] = res[...,1:-1].where((n>0)[...,None], m[1].to(res.dtype)[...,None])
+    counted = ok.sum(-1)
+    res = sample_quantiles(some.where(ok, math.inf), m, counted)
+    if x.device.type=='cpu': _sample_again(res, x, m, counted, valid)
+    else: res[...,1:-1] = res[...,1:-1].where((counted>0)[...,None], m[1].to(res.dtype)[...,None])
     return res.where((m[0]>0)[...,None], math.nan)
 
 def _sample_again(res, x, m, n, valid):
@@ -188,6 +196,57 @@ def floating(
     if x[0,0].numel()<=_small: return x.to(torch.float64)
     exact = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.uint16)
     return x.to(torch.float32 if x.dtype in exact else torch.float64)
+
+# %% ../nbs/01_moments.ipynb #18a00001
+def takes_target(
+    mask  # A function, or `None`
+)->bool:
+    "Is `mask` a function of two arguments, a batch of images and the batch of their targets?"
+    if mask is None: return False
+    try: params = signature(mask).parameters.values()
+    except (TypeError, ValueError): return False
+    by_place = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in by_place and p.default is p.empty for p in params)==2
+
+def masked(
+    mask,        # A function of a batch, or of a batch and its targets; `None`: every pixel counts
+    x:Tensor,    # The batch (B, C, *spatial)
+    target=None  # Its targets (B, *spatial) or (B, 1, *spatial); `None` where there are none
+):
+    "What `mask` says of batch `x`, with an axis for the channels; `None` without a mask"
+    if not takes_target(mask): return None if mask is None else mask(x)
+    if target is None:
+        raise ValueError("`mask` takes an image and its target, and these batches have no target: give a mask of the "
+                         "image alone, or images with targets")
+    res = mask(x, target)
+    return res.unsqueeze(1) if isinstance(res, Tensor) and res.ndim==x.ndim-1 else res
+
+# %% ../nbs/01_moments.ipynb #18a00004
+@dataclass(frozen=True)
+class NoData:
+    "Which pixels hold no measurement: those with `value` (NaN too), or all where channel `band` is 0"
+    value:float|None=None  # Compared in the type of the images
+    band:int|None=None     # Number of the channel that is 0 where there is no data
+
+    def __call__(self, x):
+        "bool (B, C, *spatial), or (B, 1, *spatial) by a band; True where `x` (B, C, *spatial) holds no data"
+        if self.band is not None: return x.narrow(1, self.band, 1)==0
+        return x.isnan() if self.value!=self.value else x==self.value
+
+    def __str__(self):
+        if self.value is None: return f"channel {self.band} is 0"
+        short = f"{self.value:g}"
+        return short if float(short)==self.value else repr(self.value)
+
+def no_data(
+    nodata,         # A number, NaN, the name of a band, a `NoData`, or `None`
+    bands:tuple=()  # Names of the channels
+)->NoData|None:
+    "`nodata` as a `NoData`"
+    if nodata is None or isinstance(nodata, NoData): return nodata
+    if isinstance(nodata, Real) and not isinstance(nodata, bool): return NoData(float(nodata))
+    if isinstance(nodata, str) and nodata in bands: return NoData(band=bands.index(nodata))
+    raise ValueError(f"`nodata` must be a number (e.g. -9999), NaN, or one of the `bands`, got {nodata!r}")
 
 # %% ../nbs/01_moments.ipynb #2bafdf6c
 def check_mask(

@@ -56,6 +56,7 @@ class _Case:
     stats:object
     policy:Policy
     scheme:Scheme
+    ledger:RunningStats|None=None  # what `measured` sums up, where that is there
 
     @property
     def own(self):
@@ -146,9 +147,10 @@ def _custom(case, why, warnings=(), estimator='pooled'):
 def _schemed(case, how):
     "The numbers of another scheme than z-scores, fitted where it needs that; `how` says who asks for it"
     m = case.measured if case.scheme.needs=='nothing' else case.own
-    scheme = case.scheme if m is None else case.scheme.fitted(m)
+    rows = m if case.ledger is None else case.ledger
+    scheme = case.scheme if m is None else case.scheme.fitted(rows)
     why = f"{scheme.why()}, as {how}"
-    return _choice(case, _numbers_of(scheme, m, scheme.name), 'custom', why, [scheme.doubts(m)], scheme)
+    return _choice(case, _numbers_of(scheme, rows, scheme.name), 'custom', why, [scheme.doubts(m)], scheme)
 
 # %% ../nbs/09_policy.ipynb #4c74097f
 def _of(n, whole): return f"{n:,} of {whole:,}" if whole else f"{n:,}"
@@ -378,7 +380,8 @@ def choose_stats(
     check_policy(policy)
     m = _summary(measured)
     published = model_stats(model, n_channels=None) or IMAGENET
-    case = _Case(n_images, m, published, pretrained, frozen, stats, policy, asked_scheme(scheme, stats))
+    case = _Case(n_images, m, published, pretrained, frozen, stats, policy, asked_scheme(scheme, stats),
+                 measured if isinstance(measured, RunningStats) else None)
     choice = _decided(case)
     if m is None: return choice
     part = '' if isinstance(stats, StatsChoice) else _partly(m)

@@ -9,7 +9,7 @@ __all__ = ['DatasetStats', 'keyword_for', 'named_candidates']
 import math, os, warnings
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial, wraps
 from operator import attrgetter
 
@@ -23,9 +23,10 @@ from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
 from plum import NotFoundLookupError
 
-from .values import NormStats, printable, say
+from .values import NormStats, check_bands, each_or_one, printable, say, stats_by_band, units_text
+from .moments import masked, no_data, takes_target
 from .ranks import jointly, rank_and_size
-from .loaders import check_indexed, item_name, unwrapped
+from .loaders import check_indexed, item_name, units_in, unwrapped
 from .measure import check_pass, look_at, measure_stats
 from .schemes import Scheme, ZScore, schemes
 from .models import model_stats
@@ -39,9 +40,9 @@ from .guards import check_images, check_ledger, check_loader, reach
 # %% ../nbs/13_transform.ipynb #d97928a1
 def _keeps_shape(x, mean, chosen):
     "Does batch (or single image) `x` keep its shape, its channels meeting those of `mean`?"
-    if x.ndim>mean.ndim: return not chosen  # numbers given by hand may leave axes out
-    shape = (1,)*(mean.ndim-x.ndim)+tuple(x.shape)
-    return all(m in (1, n) for m,n in zip(mean.shape, shape))
+    if x.ndim>mean.ndim and chosen: return False  # numbers given by hand may leave axes out
+    sizes = zip(reversed(mean.shape), reversed((1,)*(mean.ndim-x.ndim)+tuple(x.shape)))
+    return all(m in (1, n) for m,n in sizes)
 
 def _shape_error(x, mean, axes):
     "For a batch that broadcasting would blow up, or that does not fit at all"
@@ -70,35 +71,72 @@ class _Applied(Normalize):
     choice       = None            # why these numbers: a `StatsChoice`
     ledger       = None            # what was measured, one row per training image
     get_items    = None            # how the DataBlock finds its files
-    pinned       = False           # fitted on purpose, by `fit_stats`?
-    trial        = False           # are loaders being made by `fit_stats`, only to measure?
+    pinned,trial = False,False     # fitted on purpose, by `fit_stats`? made by it only to measure?
     _fits        = ()              # what was fitted before: (fingerprint, choice, ledger) each
     _train_signs = (False, False)  # did the training loader shuffle, did it drop its last batch?
     _last_copy   = None            # what the last loader got in place of this recipe
-
-    def _check_has_numbers(self):
-        if self.mean is not None: return
-        raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
+    bands,units  = (),''           # names of the channels, and what pixel values are, if that was said
+    axes_given   = True            # did anybody say which axes the numbers run over?
 
     def encodes(self, x:TensorImage):
         self._check_has_numbers()
+        self._meet(x)
         if not _keeps_shape(x, self.mean, chosen=self.choice is not None): raise _shape_error(x, self.mean, self.axes)
         v = x.as_subclass(torch.Tensor)
-        if isinstance(self.scheme, ZScore): return _like(x, _standardised(v, self.mean, self.std))
-        mask = self.pass_args['mask'] if self.scheme.masked else None
-        v = self.scheme.before(v, len(self.axes)-1)
-        mean,std = self.scheme.own(v, self.mean, self.std, mask)
-        res = (v-mean)/std
-        return _like(x, res if mask is None else res.where(mask(v), 0.))
+        if isinstance(self.scheme, ZScore) and self.pass_args.get('nodata') is None:
+            return _like(x, _standardised(v, self.mean, self.std))
+        if v.ndim<self.mean.ndim: return _like(x, self._schemed(v[None])[0][0])
+        res,seen = self._schemed(v)
+        res = _like(x, res)
+        if seen is not None: res.seen_by_scheme = seen  # for the way back
+        return res
 
-    def setups(self, dl:DataLoader):
-        if not self.fixed: self._fit(dl)
+    def setups(self, dl:DataLoader): self.fixed or self._fit(dl)
 
     def decodes(self, x:TensorImage):
         self._check_has_numbers()
         mean,std = ((o.cpu() if x.device.type=='cpu' else o) for o in (self.mean, self.std))
         res = x.as_subclass(torch.Tensor)*std+mean
-        return _like(x, res if isinstance(self.scheme, ZScore) else self.scheme.undo(res, len(self.axes)-1))
+        if not isinstance(self.scheme, ZScore): res = self._undone(res, getattr(x, 'seen_by_scheme', None))
+        return _like(x, res)
+
+# %% ../nbs/13_transform.ipynb #18b00029
+@patch
+def _check_has_numbers(self:_Applied):
+    if self.mean is not None: return
+    raise ValueError("DatasetStats has no statistics yet: put it into `batch_tfms`, or call `dls.fit_stats()`")
+
+@patch
+def _schemed(self:_Applied, x):
+    """Batch `x` by the scheme, and what that saw of each image; 0 where `x` holds no data, and where the mask of a
+    scheme that needs one says so"""
+    mask,nodata = self.pass_args['mask'] if self.scheme.masked else None,self.pass_args.get('nodata')
+    counts = masked(mask, x)
+    if nodata is not None:
+        data = ~nodata(x)
+        x,counts = x.where(data, 0.),data if counts is None else data & counts
+    n = len(self.axes)-1
+    seen = self.scheme.seen(x, n, counts)
+    x = self.scheme.before(x, n, seen)
+    mean,std = self.scheme.own(x, self.mean, self.std, counts)
+    res = (x-mean)/std
+    return res if counts is None else res.where(counts, 0.), seen
+
+# %% ../nbs/13_transform.ipynb #18c00013
+@patch
+def _undone(self:_Applied, x, seen):
+    "Undoes what the scheme did before mean and std: exactly with what it has `seen` of this batch, else as it can"
+    alone = x.ndim<self.mean.ndim
+    if alone or seen is None or len(seen)!=len(x): seen = None  # of another batch, or a part of one
+    res = self.scheme.undo(x[None] if alone else x, len(self.axes)-1, seen)
+    return res[0] if alone else res
+
+@patch
+def _meet(self:_Applied, x):
+    "Where nobody said so, the first batch says how many axes there are"
+    if self.axes_given or x.ndim<=len(self.axes)+1 or self.mean.numel()!=self.mean.shape[self.mean.ndim>1]: return
+    self.axes = (0, *range(2, x.ndim))
+    self.mean,self.std = (o.view(1, -1, *[1]*(x.ndim-2)) for o in (self.mean, self.std))
 
 # %% ../nbs/13_transform.ipynb #16530a1e
 def _check_numbers(mean, std):
@@ -117,7 +155,7 @@ def _check_numbers(mean, std):
 
 def _check_options(axes, cache, policy):
     "Refuse what is wrong before anything is measured"
-    if 0 not in axes or 1 in axes:
+    if axes is not None and (0 not in axes or 1 in axes):
         raise ValueError(f"`axes` must hold 0 (images) and not 1 (channels), got {axes}: e.g. (0, 2, 3)")
     if policy is not None: check_policy(policy)
     if not isinstance(cache, (bool, str, os.PathLike)) or cache=='':
@@ -132,10 +170,10 @@ def _per_channel(v, axes):
 # %% ../nbs/13_transform.ipynb #bac8b5be
 def _check_fitted(scheme, mean, std):
     "Numbers given by hand need limits given by hand, and to be those of a scheme that has no choice"
-    if hasattr(scheme, 'percentiles') and scheme.limits is None:
-        raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without the limits to clip to: "
-                         f"give `limits`, e.g. {type(scheme).__name__}(limits=(-1000, 400)), or neither to measure "
-                         "them")
+    lack = [f.name for f in fields(scheme) if f.name in ('limits', 'landmarks') and getattr(scheme, f.name) is None]
+    if lack:
+        raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without its {lack[0]}: give "
+                         f"{type(scheme).__name__}({lack[0]}=…), or neither to measure them")
     if scheme.needs!='nothing': return
     want = [torch.tensor(o) for o in scheme.numbers(None, None)]
     if all(torch.allclose(a.float().flatten(), b, rtol=1e-3) for a,b in zip((mean, std), want)): return
@@ -143,8 +181,9 @@ def _check_fitted(scheme, mean, std):
     raise ValueError(f"`mean` and `std` do not belong to scheme {scheme.name!r}, whose numbers are {a} and {b}: leave "
                      "them out, `DatasetStats(scheme=…)`")
 
-def _resolved(stats):
+def _resolved(stats, bands):
     "`stats` looked up now, so that a typing error shows where it was made"
+    if isinstance(stats, Mapping): return stats_by_band(stats, bands)
     words = ('auto', 'custom', 'custom-image', 'pretrained')
     is_word = isinstance(stats, str) and stats in words
     return stats if is_word or isinstance(stats, StatsChoice) else named_stats(stats)
@@ -155,7 +194,7 @@ class DatasetStats(_Applied):
     def __init__(self,
         mean=None,               # As in `Normalize`, tensors that broadcast (see `from_stats`); `None`: measure
         std=None,                # The same for the std, > 0
-        axes:tuple=(0,2,3),      # Axes of a batch that the statistics run over; (0,2,3,4) for volumes
+        axes:tuple=None,         # Axes of a batch that the statistics run over; `None`: all but that of the channels
         *,
         model=None,              # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
         stats='auto',            # `'auto'`, `'custom'`, `'custom-image'`, `'imagenet'`, `'pretrained'`, numbers…
@@ -165,38 +204,90 @@ class DatasetStats(_Applied):
         tol:float=.01,           # Stop measuring once mean and std are known to `tol` × std; 0 measures every image
         max_images:int=None,     # Measure at most this many training images; `None`: no limit
         seed:int=0,              # Of the pass: order and random transforms
-        mask=None,               # Function from a batch to a bool tensor (B, 1, *spatial): True pixels are measured
+        mask=None,               # Function of a batch, or of batch and targets: bool (B, 1, *spatial), True is measured
         nonfinite:str='error',   # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
         cache:bool|str=True,     # Keep measurements on disk? True: in the user's cache folder (XDG); or a folder
         measure:bool=False,      # Measure even where the choice needs no measuring?
         verbose:bool=True,       # Show progress and print the choice?
         scheme='zscore',         # Or `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
-        groups=None              # Whose an image is (patient…): function of an item, column, list; `None`: its own
+        groups=None,             # Whose an image is (patient…): function of an item, column, list; `None`: its own
+        weight:str='pixel',      # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
+        bands:list=None,         # Names of the channels, in order; `stats` may then be a dict, band → (mean, std)
+        units=None,              # What values are: `'0-1'`, `'HU'`, `'reflectance/10000'`, a number to divide by…
+        nodata=None              # Value of pixels without data (NaN too), or a band that is 0 there: left out, then 0
     ):
-        self.measure,self.verbose,self.cache = measure,verbose,cache
-        self._set_numbers(mean, std, axes, asked_scheme(scheme, stats))
-        _check_options(axes, cache, policy)
-        self._set_pass(tol, max_images, seed, mask, nonfinite, groups)
-        self.question = dict(model=model_stats(model, n_channels=None), stats=_resolved(stats), pretrained=pretrained,
-                             frozen=frozen, policy=policy or Policy(), scheme=self.scheme)
+        DatasetStats._set(**dict(locals()))
+
+# %% ../nbs/13_transform.ipynb #18b0002a
+@patch
+def _set(self:DatasetStats, mean, std, axes, model, stats, pretrained, frozen, policy, tol, max_images, seed, mask,
+         nonfinite, cache, measure, verbose, scheme, groups, weight, bands, units, nodata):
+    "Take what was asked for, or refuse it"
+    self.measure,self.verbose,self.cache = measure,verbose,cache
+    _check_options(axes, cache, policy)
+    self._set_words(stats, bands, units, nodata)
+    self._set_numbers(mean, std, axes, asked_scheme(scheme, stats))
+    self._set_pass(tol, max_images, seed, mask, nonfinite, groups, weight)
+    self.question = dict(model=model_stats(model, n_channels=None), stats=_resolved(stats, self.bands),
+                         pretrained=pretrained, frozen=frozen, policy=policy or Policy(), scheme=self.scheme)
 
 # %% ../nbs/13_transform.ipynb #3c5919c5
 @patch
 def _set_numbers(self:DatasetStats, mean, std, axes, scheme):
     "Take numbers that are given, or none"
     _check_numbers(mean, std)
-    self.mean,self.std,self.axes = _per_channel(mean, axes),_per_channel(std, axes),axes
+    self.axes,self.axes_given = (0, 2, 3) if axes is None else axes,axes is not None
+    self.mean,self.std = _per_channel(mean, self.axes),_per_channel(std, self.axes)
     self.scheme = scheme
     self.fixed  = mean is not None  # are the numbers final: given here, or fitted for a loader, which got a copy?
+    if self.fixed: self._check_count(self.mean.numel(), 'numbers')
     if self.fixed: _check_fitted(scheme, self.mean, self.std)
 
+# %% ../nbs/13_transform.ipynb #18b00024
 @patch
-def _set_pass(self:DatasetStats, tol, max_images, seed, mask, nonfinite, groups):
-    "How to measure; a scheme that needs the extremes reads every image"
-    check_pass(tol, max_images, seed, mask, nonfinite)
-    tol = 0 if self.scheme.needs=='all' else tol
-    self.pass_args = dict(tol=tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite, groups=groups)
+def _set_words(self:DatasetStats, stats, bands, units, nodata):
+    "What is said of channels and values, here or by a choice that is given back"
+    was = stats if isinstance(stats, StatsChoice) else None
+    self.bands,self.units = check_bands(bands),units_text(units)
+    if was is None: self.nodata = no_data(nodata, self.bands)
+    else:
+        self.bands = _agreed('bands', self.bands, was.bands)
+        self.units = _agreed('units', self.units, was.units)
+        self.nodata = _agreed('nodata', no_data(nodata, self.bands), _nodata_of(was) if was.nodata else None)
 
+def _nodata_of(choice):
+    return no_data(choice.nodata if choice.nodata in choice.bands else float(choice.nodata), choice.bands)
+
+def _agreed(name, asked, kept):
+    "What is asked for, or else what a choice brings; a ValueError where they differ"
+    if asked and kept and str(asked)!=str(kept):
+        raise ValueError(f"`{name}` is {_in_words(asked)}, and the choice given as `stats` was made for "
+                         f"{_in_words(kept)}: bring the images to what the choice is for, or fit again")
+    return asked or kept
+
+def _in_words(v): return ', '.join(v) if isinstance(v, tuple) else str(v)
+
+@patch
+def _check_count(self:DatasetStats, n, what):
+    "Refuse `n` channels or numbers where `bands` names another number of them"
+    if not self.bands or n==len(self.bands): return
+    raise ValueError(f"`bands` names {len(self.bands)} ({', '.join(self.bands)}), and there are {n} {what}: give one "
+                     "of each per band, in the order of the image")
+
+# %% ../nbs/13_transform.ipynb #18b00025
+@patch
+def _set_pass(self:DatasetStats, tol, max_images, seed, mask, nonfinite, groups, weight):
+    "How to measure; a scheme that needs the extremes reads every image"
+    nodata = self.nodata
+    check_pass(tol, max_images, seed, mask, nonfinite, weight, nodata)
+    if self.scheme.masked and takes_target(mask):
+        raise ValueError(f"scheme {self.scheme.name!r} needs the mask of every image, also of those without a target: "
+                         "give a `mask` of the image alone")
+    tol = 0 if self.scheme.needs=='all' else tol
+    self.pass_args = dict(tol=tol, max_images=max_images, seed=seed, mask=mask, nonfinite=nonfinite, groups=groups,
+                          weight=weight, nodata=nodata, sampled=self.scheme.sampled)
+
+# %% ../nbs/13_transform.ipynb #18b00026
 @patch(as_prop=True)
 def name(self:DatasetStats)->str:
     "What a pipeline shows: the numbers, and which rule chose them"
@@ -253,7 +344,8 @@ def _for_loader(self:DatasetStats, do_setup):
 def _learn_from(self:DatasetStats, mine):
     "Take over what `mine`, a copy in loaders, was fitted with; the copy keeps it for good"
     if mine.choice is None: return
-    for k in ('mean', 'std', 'scheme', 'choice', 'ledger', '_fits', '_train_signs'): setattr(self, k, getattr(mine, k))
+    for k in ('mean', 'std', 'axes', 'scheme', 'choice', 'ledger', '_fits', '_train_signs'):
+        setattr(self, k, getattr(mine, k))
     mine.mean,mine.std = mine.mean.clone(),mine.std.clone()
     mine.fixed,mine._fits = True,()
     self._last_copy = mine
@@ -305,6 +397,12 @@ def setup(self:DatasetStats, items=None, train_setup=False):
         raise RuntimeError(f"measuring failed: {type(e).__name__}: {e}") from e
 
 @patch
+def _check_bands_of(self:DatasetStats, dl):
+    "Where bands have names, count the channels of a few images before all are read"
+    few = look_at(dl, nonfinite='ignore') if self.bands and dl.n else None
+    if few is not None: self._check_count(few.n_channels, 'channels in the images')
+
+@patch
 def _fit(self:DatasetStats, dl):
     "Choose for training loader `dl`, or as before for this very split; a validation loader goes on with that choice"
     if self._fits and _is_valid_loader(dl, self._train_signs): return
@@ -313,6 +411,7 @@ def _fit(self:DatasetStats, dl):
                          f"{dl.dataset.split_idx}: set up the training loader first")
     check_indexed(unwrapped(dl))
     fp = Fingerprint(dl, **self.pass_args)
+    self._check_bands_of(dl)
     _,self.choice,self.ledger = self._earlier(fp) or self._fit_anew(dl, fp)
     self._train_signs = _signs(dl)
     self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
@@ -386,6 +485,7 @@ def _kept(self:DatasetStats, dl, fp):
     dataset = unwrapped(dl).dataset
     found = read_entry(folder, fp, partial(item_name, dataset))
     known = known_rows(folder, fp) if found is None else None
+    if found: found = found[0].weighted(self.pass_args['weight']),found[1]
     if self.verbose and found: say(f"reused, measured on {found[1]['measured_at'][:16].replace('T', ' ')} UTC")
     if self.verbose and known:
         n = len(set(known.index.tolist()))
@@ -410,7 +510,7 @@ def _guards(self:DatasetStats, dl, choice, few, ledger):
     if m is None or any('clamps' in s for s in said): return said  # clamped pixels say nothing more
     plain = isinstance(choice.scheme, ZScore)
     given = choice.stats if plain and choice.kind!='custom' else None
-    of_pixels = check_images(m, given, _off_range(choice) or not plain)
+    of_pixels = check_images(m, given, _off_range(choice) or not plain, self.units or units_in(dl), self.bands)
     return of_pixels + check_ledger(ledger) + self._far(choice, few) + said + self._mask_doubts(choice)
 
 def _off_range(choice):
@@ -451,19 +551,47 @@ def _after_a_look(self:DatasetStats, dl):
     if self.measure: return None,None
     try: choice = choose_stats(dl.n, **self.question)
     except NotMeasured: return None,None
-    few = look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite')})
+    few = look_at(dl, **{k: self.pass_args[k] for k in ('seed', 'mask', 'nonfinite', 'nodata')})
     if few is None: return choice,None
     again = choose_stats(dl.n, few, **self.question)  # do these numbers fit such images?
     if again.rule!=choice.rule: return None,None
     doubts = [s for s in (again.scheme.doubts(few), grey_model_doubt(choice.stats, few)) if s]
     return replace(choice, stats=again.stats, warnings=(*choice.warnings, *doubts)), few
 
+# %% ../nbs/13_transform.ipynb #18b00028
+@patch
+def _meet_images(self:DatasetStats, m):
+    "What was not said of the images is taken from those that were seen, the ledger `m`"
+    if m is None: return
+    self._check_count(m.n_channels, 'channels')
+    if not self.axes_given and m.n_spatial: self.axes = (0, *range(2, m.n_spatial+2))
+
+@patch
+def _words(self:DatasetStats, dl, choice, ledger):
+    "The fields of the choice that say what is known of channels and values"
+    said = str(self.nodata or '') if self.nodata is None or self.nodata.band is None else self.bands[self.nodata.band]
+    res = dict(bands=self.bands, units=self.units or units_in(dl), nodata=said)
+    share = None if self.nodata is None or ledger is None else _left_out(ledger)
+    if share is None: return res
+    part = f"{each_or_one(share, '{:.1%}'.format)} of the pixels hold no data ({said}) or are masked, and do not count"
+    how = dict(choice.provenance, left_out=list(share))
+    return res | dict(why=f"{choice.why}; {part}", provenance=how)
+
+def _left_out(m):
+    "The share of the pixels of each channel that did not count, where all images have one size"
+    if not m.image_size: return None
+    total = len(m.items)*math.prod(m.image_size)
+    return tuple(1-(m.to_arrays()['m'][0].sum(0)/total))
+
+# %% ../nbs/13_transform.ipynb #18b00027
 @patch
 def _choose(self:DatasetStats, dl, fp):
     "The choice for loader `dl`, told to the user, and the ledger that it rests on"
     choice,few = self._after_a_look(dl)
     ledger = None
     if choice is None: choice,ledger = self._after_a_pass(dl, fp)
+    self._meet_images(ledger if few is None else few)
+    choice = replace(choice, **self._words(dl, choice, ledger))
     choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few, ledger)))
     if rank_and_size()[0]: return choice,ledger  # one process speaks for all
     for w in choice.warnings: warnings.warn(printable(w))

@@ -61,11 +61,12 @@ def test_the_core_knows_no_wing(name):
 
 # --- what users get
 
-names = """ClipZScore Comparison DatasetStats FloatImageBlock IMAGENET ImageZScore LocalResponse Measured MinMax
-    NonFiniteError NormStats NormalisesInside NotMeasured PILDicomFloat PILFloat Policy ReadError RunningStats Scheme
-    StatsChoice Windows ZScore bake_stats choose_stats clear_cache compare_stats dicom_frames dicom_pixels dicom_rgb
-    known_models measure_stats model_stats plot_batch plot_before_after plot_drift plot_unusual schemes used_stats
-    verify_stats""".split()
+names = """BandsBlock ClipZScore Comparison DatasetStats FloatImageBlock HistogramStandardization IMAGENET
+    ImageZScore LocalResponse Measured MinMax NonFiniteError NormStats NormalisesInside NotMeasured
+    PILDicomFloat PILFloat Policy ReadError RunningStats Scheme StatsChoice TensorBands TensorVolume
+    VolumeBlock Windows ZScore bake_stats choose_stats clear_cache compare_stats dicom_frames dicom_pixels
+    dicom_rgb dicom_series known_models measure_stats model_stats plot_batch plot_before_after plot_drift
+    plot_unusual read_nnunet schemes used_stats verify_stats""".split()
 
 def test_all_brings_the_documented_names_only():
     assert sorted(fastai_normstats.all.__all__)==sorted(names)

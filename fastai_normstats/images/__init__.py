@@ -1,2 +1,3 @@
-"DICOM, 16-bit and float files, and windows"
+"DICOM, 16-bit and float files, and windows; images of many bands, and volumes"
 from .files import *
+from .volumes import *

@@ -22,6 +22,8 @@ from fastcore.foundation import L
 from fasttransform import DisplayedTransform, ItemTransform
 from PIL import Image, UnidentifiedImageError
 
+from ..loaders import Units
+
 # %% ../../nbs/50_images.ipynb #25205af1
 class TensorImageFloat(TensorImageBW):
     "One channel in the units of the file, which `IntToFloatTensor` leaves as it is"
@@ -369,12 +371,14 @@ class Windows(DisplayedTransform):
 
 # %% ../../nbs/50_images.ipynb #b185adbd
 def FloatImageBlock(
-    cls=PILFloat,      # `PILFloat`, `PILDicomFloat` or a subclass
-    windows:list=None  # (width, level) pairs that become the channels, see `Windows`; `None`: one, in the file's units
+    cls=PILFloat,       # `PILFloat`, `PILDicomFloat` or a subclass
+    windows:list=None,  # (width, level) pairs that become the channels, see `Windows`; `None`: one, in the file's units
+    units=None          # What values are, checked when they are measured: `'HU'`, `'0-4095'`, a number to divide by…
 )->TransformBlock:
     "A `TransformBlock` for images in their own units, without a division by 255"
     if not (isinstance(cls, type) and issubclass(cls, PILFloat)):
         raise TypeError(f"`cls` must be `PILFloat`, `PILDicomFloat` or a subclass, got {cls!r}: `windows=` come second")
     read,batch = _Reader(cls.create),None if windows is None else Windows(windows)
+    if batch and units: raise ValueError(f"`windows` bring values to [0, 1], and `units` says {units!r}: leave one out")
     if batch: read.windows = batch.windows
-    return TransformBlock(type_tfms=read, batch_tfms=batch)
+    return TransformBlock(type_tfms=read, batch_tfms=Units(units) if units else batch)

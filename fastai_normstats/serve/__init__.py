@@ -2,3 +2,4 @@
 from . import formats
 from .bake import bake_stats
 from .verify import verify_stats
+from .nnunet import read_nnunet

@@ -54,7 +54,8 @@ class SchemeFront(nn.Module):
         for k,v in zip(('mean', 'std'), stats): self.register_buffer(k, _buffer(v, n_spatial))
 
     def forward(self, x):
-        x = self.scheme.before(x.to(torch.float32)*self.scale, self.n_spatial)
+        x = x.to(torch.float32)*self.scale
+        x = self.scheme.before(x, self.n_spatial, self.scheme.seen(x, self.n_spatial, None))
         mean,std = self.scheme.own(x, self.mean, self.std, None)
         return (x-mean)/std
 
@@ -189,6 +190,9 @@ def _n_spatial(model, choice):
 def _own_front(model, choice, factor):
     "The front for a scheme that is more than clipping, a mean and a std"
     s = choice.scheme
+    if choice.nodata:
+        raise ValueError(f"pixels without data ({choice.nodata}) become 0 in training, which `bake_stats` cannot do: "
+                         "let the pipeline normalise, or fit without `nodata`")
     if s.masked and choice.provenance.get('mask'):
         raise ValueError(f"scheme {s.name!r} was fitted with a mask of each image, which the network would not get")
     if s.masked or s.name=='lrn': return SchemeFront(s, choice.stats, 1/factor, _n_spatial(model, choice))

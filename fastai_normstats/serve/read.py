@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from ..models import config_files, config_numbers, config_sections, config_switch, read_json
-from .formats import needed, read_onnx
+from ..choice import StatsChoice
+from .formats import needed, read_onnx, served_pixels
 from .bake import Baked
 
 # %% ../../nbs/47_serve_read.ipynb #c7100006
@@ -345,15 +346,23 @@ def _front_of(baked, this):
         return copy.deepcopy(baked.front).cpu()(x).flatten(1).double().numpy()
     return _baked(own, see, this)
 
+def _chosen(choice):
+    "The reading of another choice"
+    p = served_pixels(choice, "verify_stats, which compares one mean and std a channel,")
+    plain = affine(p.mean, p.std)
+    def see(colours): return plain(colours if p.low is None else np.clip(colours, p.low, p.high))
+    return Reading(f"the choice of {choice.stats.name} statistics", see, (list(p.mean), list(p.std)))
+
 # %% ../../nbs/47_serve_read.ipynb #c7100030
 def readings(
-    obj,              # A path, a configuration (dict), a network or processor that carries one, or a transform
+    obj,              # A path, a configuration (dict), a network or processor that carries one, a transform, a choice
     n:int,            # Channels of the images
     eight_bit:bool    # Are colours 0–255, or in the units of the files?
 )->list:
     "For each thing that `obj` holds a list of `Reading`, one for each way to use it; ValueError: cannot be told"
     if isinstance(obj, (str, Path)): return _path_readings(Path(obj), n, eight_bit)
     if isinstance(obj, Mapping): return [[_told(obj) or _config(obj, 'this configuration', eight_bit)]]
+    if isinstance(obj, StatsChoice): return [[_chosen(obj)]]
     this,config = f"this {type(obj).__name__}",getattr(obj, 'pretrained_cfg', None)
     if isinstance(config, Mapping): return [[_timm(config, this, eight_bit)]]
     if isinstance(obj, Baked): return [[_front_of(obj, this)]]

@@ -293,7 +293,7 @@ def _likelihood(v):
     return not v.same, 1+_vague.index(v.mistake) if v.mistake in _vague else 0
 
 def verify_stats(
-    obj,                 # A Hugging Face or timm folder, its JSON file, an ONNX file; a configuration; a transform
+    obj,                 # A Hugging Face or timm folder, its file, an ONNX file, a configuration, a transform, a choice
     choice:StatsChoice,  # What it should do
     images=None          # Also compare on these: a batch (B, C, *spatial) of pixels as they are served (0–255, HU…)
 )->Verdict:

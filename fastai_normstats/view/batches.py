@@ -165,7 +165,8 @@ def plot_before_after(
 ):
     "Values of a training batch, by channel, before normalisation and as they enter the network; returns the axes"
     before,after,fixed = _before_and_after(_train_loader(dls))
-    n,names = len(before),channel_labels(len(before))[:7]
+    bands = getattr(dls.stats_choice, 'bands', ())
+    n,names = len(before),channel_labels(len(before), bands)[:7]
     before,after = before[:7],after[:7]
     what = 'what is subtracted ± divided by' if fixed else "the batch's mean ± std"
     which = f' (first 7 of {n} channels)' if n>7 else ''

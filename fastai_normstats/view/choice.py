@@ -47,7 +47,7 @@ def _bar(r):
 
 def _rows_of(part, channels, n):
     "The rows of one candidate for the panel of `channels`, of `n` in all; none where it has numbers for other images"
-    if len(part)==n: return part[part.channel.isin(channels)]
+    if len(part)==n: return part.iloc[channels]
     return part if len(part)==1 or n==1 else part[:0]
 
 def _candidate_rows(table, channels, n):
@@ -90,7 +90,7 @@ def plot(self:StatsChoice,
     if m is None:
         raise ValueError("nothing was measured for this choice, so there is nothing to plot: "
                          "fit again with `measure=True` added")
-    panels = [(name, [c]) for c,name in enumerate(channel_labels(m.n_channels))]
+    panels = [(name, [c]) for c,name in enumerate(channel_labels(m.n_channels, self.bands))]
     if _all_alike(m) and (axs is None or np.size(axs)==1):
         panels = [('all channels, which are identical', [*range(m.n_channels)])]
     cols = panels_per_row(len(panels))
@@ -112,9 +112,11 @@ _parts = {  # columns, label, place of no difference, and the band that `Policy`
 
 def _panels(df):
     "Rows a channel; one panel for channels that are all the same, as in grey images loaded as RGB"
-    parts = [g.drop(columns='channel').reset_index(drop=True) for _,g in df.groupby('channel')]
+    found = {c: g.drop(columns='channel').reset_index(drop=True) for c,g in df.groupby('channel', sort=False)}
+    names,parts = list(found),list(found.values())
     alike = len(parts)>1 and all(parts[0].equals(p) for p in parts)
-    return [('all channels', parts[0])] if alike else list(zip(channel_labels(len(parts)), parts))
+    bands = names if all(isinstance(c, str) for c in names) else ()
+    return [('all channels', parts[0])] if alike else list(zip(channel_labels(len(parts), bands), parts))
 
 def _groups_of(part):
     names = part.group if 'group' in part else ['images']*len(part)

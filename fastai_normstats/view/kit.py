@@ -24,7 +24,9 @@ channel_colors = {3: ['#C1272D', '#009E73', '#56B4E9']}
 _channel_names = {1: ['grey'], 3: ['red', 'green', 'blue']}
 _known_colors = {'custom': palette[0], 'own': palette[0], 'imagenet': palette[1]}
 
-def channel_labels(n): return _channel_names.get(n, [f'channel {c}' for c in range(n)])
+def channel_labels(n, bands=()):
+    "What to call each of `n` channels: `bands` where there are so many"
+    return list(bands) if len(bands)==n else _channel_names.get(n, [f'channel {c}' for c in range(n)])
 
 # %% ../../nbs/30_view_kit.ipynb #30c0a003
 def candidate_colors(
