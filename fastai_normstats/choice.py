@@ -35,7 +35,7 @@ class StatsChoice:
     scheme:Scheme=ZScore()             # How `stats` are applied, with fitted limits
     bands:tuple=()                     # Names of the channels, in the order of the image
     units:str=''                       # What pixel values are, where that was said: `'HU'`, `'0-255'`…
-    nodata:str=''                      # Which pixels hold no data and become 0: a value, `'nan'`, or a band that is 0
+    nodata:str=''                      # Which pixels hold no data and become 0: a value, `'nan'`, or `'BAND is 0'`
     file:str=field(default='', compare=False)   # Name of the file that it was loaded from; files do not hold it
 
     def label(self, s):
@@ -131,13 +131,16 @@ def _about(choice):
 def _nodata_code(choice):
     "The argument `nodata`, where it is a value"
     if not choice.nodata: return ''
-    if choice.nodata in choice.bands: return f", bands={list(choice.bands)!r}, nodata={choice.nodata!r}"
+    band = choice.nodata.removesuffix(' is 0')
+    if band!=choice.nodata: return f", bands={list(choice.bands)!r}, nodata={band!r}"
     return ", nodata=float('nan')" if choice.nodata=='nan' else f", nodata={choice.nodata}"
 
+# %% ../nbs/08_choice.ipynb #18f00007
 def _mask_code(choice):
     "The argument `mask`, where the scheme needs one and the provenance names a function"
     mask = choice.provenance.get('mask') if choice.scheme.masked else None
-    return f", mask={mask.strip('<>')}" if isinstance(mask, str) and re.fullmatch(r'<?[\w.]+>?', mask) else ''
+    known = isinstance(mask, str) and mask.isidentifier() and mask!='lambda'
+    return f", mask={mask}" if known else ''
 
 @patch
 def code(self:StatsChoice)->str:

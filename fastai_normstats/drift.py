@@ -353,7 +353,9 @@ def check_stats(self:Learner,
 )->pd.DataFrame:
     "Statistics in use beside those that the model expects, a row a channel; warns where they differ for no reason"
     train,(want,name) = self.dls.train,_expected(self, model)
-    choice,few = choice_of(normalize_in(train)),look_at(train) if train.n else None
+    tfm = normalize_in(train)
+    how = {k: v for k,v in getattr(tfm, 'pass_args', {}).items() if k in ('mask', 'nonfinite', 'nodata')}
+    choice,few = choice_of(tfm),look_at(train, **how) if train.n else None
     used,known = used_stats(train),isinstance(want, NormStats)
     n = few.n_channels if few else len(used.mean) if used else 3
     used = used and (for_channels(used, n) or used)

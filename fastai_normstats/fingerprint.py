@@ -28,7 +28,7 @@ from fastcore.foundation import L
 from fasttransform import ItemTransform, Pipeline
 from PIL import Image
 
-from .moments import check_mask, masked
+from .moments import check_mask, masked, takes_target
 from .loaders import (
     ReadError, batches, before_normalize, groups_of, input_images, item_at, n_inputs, target_of, unwrapped)
 
@@ -178,16 +178,16 @@ def versions()->dict:
     own = {m.__name__: m.__version__ for m in (fastai_normstats, fastai, torch)}
     return {**own, 'pillow': PIL.__version__, 'python': '.'.join(map(str, sys.version_info[:2]))}
 
-def _sources(dl):
-    "The transformed lists that images are made of: the inputs, and the targets where a transform sees both at once"
+def _sources(dl, both=False):
+    "The transformed lists that images are made of: the inputs, and the targets where `both` are seen at once"
     ds = dl.dataset
     tls = getattr(ds, 'tls', [ds] if hasattr(ds, 'items') and hasattr(ds, 'tfms') else [])
-    both = any(isinstance(f, ItemTransform) for f in [*dl.after_item.fs, *before_normalize(dl)])
+    both = both or any(isinstance(f, ItemTransform) for f in [*dl.after_item.fs, *before_normalize(dl)])
     return list(tls if both else tls[:n_inputs(dl)])
 
-def _steps(dl):
+def _steps(dl, both=False):
     "The transforms that an item goes through, by where they stand"
-    load = [f for tl in _sources(dl) for f in getattr(tl.tfms, 'fs', [])]
+    load = [f for tl in _sources(dl, both) for f in getattr(tl.tfms, 'fs', [])]
     return dict(load=load, item=dl.after_item.fs, collate=dl.before_batch.fs, batch=before_normalize(dl))
 
 # %% ../nbs/10_fingerprint.ipynb #d290e503
@@ -200,7 +200,7 @@ def recipe(
 )->list:
     "What is done to an item before it is measured, a line each"
     dl = unwrapped(dl)
-    lines = [f"{k}: {describe(f)}" for k,fs in _steps(dl).items() for f in fs]
+    lines = [f"{k}: {describe(f)}" for k,fs in _steps(dl, takes_target(mask)).items() for f in fs]
     own = {k: v for k,v in vars(dl).items() if k in dl._methods and not isinstance(v, Pipeline) and k!='get_idxs'}
     lines += [f"loader: {describe(type(dl))}, {describe(type(dl.dataset))}, {describe(own)}"]
     split = getattr(dl.dataset, 'split_idx', None)
@@ -292,10 +292,11 @@ def _keys_of(tl):
     return ([f'{f} {v}' for f,v in zip(files, values)], True) if files else (values, pixels)
 
 def item_keys(
-    dl  # A training loader
+    dl,               # A training loader
+    mask=None         # As in `measure_stats`; one that sees the targets makes them part of the items
 )->tuple:
     "A digest of each training item (`None` where the dataset does not show them), and whether they may be kept on disk"
-    tls,parts = _sources(unwrapped(dl)),[]
+    tls,parts = _sources(unwrapped(dl), takes_target(mask)),[]
     with suppress(Exception): parts = [_keys_of(tl) for tl in tls]
     if not parts: return None, False
     return [digest(*o) for o in zip(*(keys for keys,_ in parts))], all(kept for _,kept in parts)
@@ -402,7 +403,7 @@ class Fingerprint:
     ):
         self.dl,self.counting = unwrapped(dl),dict(mask=mask, nonfinite=nonfinite, nodata=nodata, sampled=sampled)
         self.dataset,self._look,self.moving = self.dl.dataset,None,set()
-        self.keys,self.on_disk = item_keys(dl)
+        self.keys,self.on_disk = item_keys(dl, mask)
         self.items_digest = None if self.keys is None else digest('\n'.join(self.keys))
         self.recipe  = recipe(dl, **self.counting)
         self.reading = [f"{k}: {v!r}" for k,v in sorted(reading.items())] + [f"groups: {self._whose(groups)}"]

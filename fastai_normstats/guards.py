@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'background', 'other_unit', 'off_units', 'off_range',
            'another_order', 'no_data_among', 'after_normalize', 'twice', 'less_than_a_batch', 'clamps', 'clipped',
-           'families', 'influential', 'masks_among', 'reach', 'check_images', 'check_ledger', 'check_loader']
+           'families', 'influential', 'masks_among', 'reach', 'mixed', 'check_images', 'check_ledger', 'check_loader']
 
 # %% ../nbs/12_guards.ipynb #8d9b8ff5
 import math, os, re
@@ -18,12 +18,12 @@ import pandas as pd
 import torch
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, no_random
-from fastai.vision.augment import RandomErasing, SpaceTfm
+from fastai.vision.augment import AffineCoordTfm, Dihedral, Flip, RandomErasing, RandomResizedCropGPU, SpaceTfm
 from fasttransform import Transform
 from PIL import Image, UnidentifiedImageError
 
 from .values import brief, each_or_one, unit_range
-from .moments import LEVELS
+from .moments import LEVELS, NoData
 from .loaders import item_at, unwrapped
 from .measure import handful, look_at
 from .models import IMAGENET
@@ -109,6 +109,12 @@ def _near(ratio):
     if near(4095/255):   found.append('4,095 / 255')
     return ' or '.join(found)
 
+# %% ../nbs/12_guards.ipynb #18b0003e
+def _one_ratio(r, most=.7):
+    "The mean of ratios `r`, one a channel, where they are much the same; `None` where not"
+    r = r[r>0].log()
+    return r.mean().exp().item() if len(r) and (r-r.mean()).abs().max()<=most else None
+
 def other_unit(
     m,    # What was measured, before normalisation
     stats # `NormStats` given by hand, as many as channels
@@ -121,12 +127,13 @@ def other_unit(
         return (f"the numbers to subtract are for values 1,024 {which} than the images' (mean "
                 f"{each_or_one(m.mean.tolist())}): one of them is HU, the other as stored in the file; bring both to "
                 "one unit")
-    ratio = (m.std/std)[m.std>0].log().mean().exp().item()
+    ratios = [_one_ratio(m.std/std), _one_ratio(m.mean/mean) if (mean.abs()>.2*std).all() else None]
+    ratio = next((r for r in ratios if r and _near(max(r, 1/r))), None)
+    if ratio is None: return None
     factor = _near(max(ratio, 1/ratio))
-    if not factor or ((m.std/std)[m.std>0].log()-math.log(ratio)).abs().max()>1: return None
-    larger = 'larger' if ratio>1 else 'smaller'
-    return (f"{_run(m)}, about {factor} times {larger} than those that the numbers are for: the images were divided by "
-            "another number (or twice, or not at all); bring both to one unit, and declare it with `units=`")
+    smaller = 'smaller' if ratio>1 else 'larger'
+    return (f"{_run(m)}: the numbers are for another range, for values about {factor} times {smaller}; the images were "
+            "divided by another number, twice or not at all: bring both to one unit, and declare it with `units=`")
 
 # %% ../nbs/12_guards.ipynb #18b0003a
 def off_units(
@@ -139,14 +146,14 @@ def off_units(
     low,high = (v.item() for v in (m.quantile(.001).min(), m.quantile(.999).max()))
     said = f"{_run(m)}, while `units` says {units!r}"
     if units=='HU':
-        stored = f"{said}, where air is at -1,000: values as stored are 1,024 higher, subtract that"
-        if low>=-200 and high>500: return stored
+        stored = f"{said}, where air is at -1,000: if these are values as stored, 1,024 higher, subtract that"
+        if low>=-50 and (high>3500 or high>500 and m.quantile(.05).min()<150): return stored
         return None if high-low>20 else f"{said}: these are no HU; say what they are, or undo what scales them"
     top,room = max(high, -low),1.05 if '-' in units else 2.
     if low<lo-.05*(hi-lo) or top>room*hi:
         by = _divided(top/hi/1.05, 20*top/hi)  # what leaves values between 5 % and 105 % of the range
         return f"{said}: {f'divide them by {by}, or ' if by else ''}declare what they are"
-    if top>=.02*hi: return None
+    if top>=.005*hi: return None
     by = _divided(hi/top/20, 1.05*hi/top)
     done = f"divided by {by}" if by else 'scaled down'
     return f"{said}: they were {done} already, which is once too often"
@@ -190,7 +197,7 @@ def another_order(
     if len(stats.mean)!=n or n<2: return None
     mean,std = (np.array(o) for o in stats)
     own,width = m.mean.numpy(),np.where(m.std.numpy()>0, m.std.numpy(), 1.)
-    far = np.abs(own[:,None]-mean)/np.sqrt(width[:,None]*std)+np.abs(np.log(width[:,None]/std))
+    far = np.abs(own[:,None]-mean)/np.sqrt(width[:,None]*std)
     to = linear_sum_assignment(far)[1]
     as_is,best = np.trace(far),far[range(n),to].sum()
     if as_is<.5*n or best>.25*as_is: return None
@@ -208,23 +215,25 @@ def _apart(q, end):
     value = q[:,0].min()
     last = (q==value).sum(1)-1  # the last level of each image at which it has that value
     has = (last>=1) & (last<len(LEVELS)-4)
-    if has.sum()<2: return None
+    if not has.any(): return None
     rest = q[has, last[has]+2]  # the level between may lie between
     share = np.where(last>=0, np.array(LEVELS)[last], 0.).mean()
-    return (value if end==0 else -value), share, np.median(rest-value), np.median(q[has,-2]-rest)
+    return (value if end==0 else -value), has.sum(), share, np.median(rest-value), np.median(q[has,-2]-rest)
 
 def no_data_among(
     m  # `RunningStats`, measured without `nodata`
 )->str|None:
     "A value far from all others that many pixels have?"
+    if not m.n_images: return None
     rows,q = m.row_quantiles()
     q = q[np.isfinite(q).all((1, 2))].astype(np.float64)
     found = [_apart(q[:,c], end) for c in range(m.n_channels) for end in (0, -1)]
-    for value,share,gap,width in filter(None, found):
+    for value,n,share,gap,width in filter(None, found):
         marker = any(abs(value-o)<=1e-6*abs(o) for o in _markers)
         if width<=0 or gap<=(.2 if marker else 5)*width: continue
-        return (f"{share:.0%} of the pixels of some channels are {brief(value)}, far from all others: if that marks "
-                f"pixels without data, say `nodata={value:g}`, and they are neither measured nor seen")
+        if not marker and (n<2 or value in (0., 1., 255.)): continue  # black or white
+        return (f"{share:.1%} of the pixels of some channels are {NoData(value)}, far from all others: if that marks "
+                f"pixels without data, say `nodata={NoData(value)}`, and they are neither measured nor seen")
 
 # %% ../nbs/12_guards.ipynb #c91e5810
 def _acts_on_images(f):
@@ -452,6 +461,22 @@ def reach(
             f"{model.name} never saw more than {known:.1f}: {other}clip first, `scheme='clip-zscore'`")
 
 # %% ../nbs/12_guards.ipynb #4b2e7bb7
+def mixed(
+    tfms,       # Batch transforms
+    nodata=None # A `NoData`, or `None`
+)->str|None:
+    "Interpolation between pixels with and without data?"
+    if nodata is None or nodata.value!=nodata.value: return None
+    def is_sharp(f):  # `aug_transforms` puts all that it does into one, which may be called a flip
+        flips = isinstance(f, (Flip, Dihedral)) and len(f.aff_fs)==1 and not f.coord_fs
+        return flips or getattr(f, 'mode', 'bilinear')=='nearest'
+    found = [f for f in tfms if isinstance(f, (AffineCoordTfm, RandomResizedCropGPU)) and not is_sharp(f)]
+    if not found: return None
+    return (f"{type(found[0]).__name__} interpolates between pixels with and without data ({nodata}), and what comes "
+            "out is neither: turn the value into NaN when loading and say `nodata=float('nan')`, or interpolate with "
+            "`mode='nearest'`")
+
+# %% ../nbs/12_guards.ipynb #18f00008
 def _said(*sentences): return [s for s in sentences if s]
 
 def check_images(
@@ -459,7 +484,8 @@ def check_images(
     stats=None,           # `NormStats` in use; `None`: those measured
     range_said:bool=False,# Has the rule `range` spoken of their range already?
     units:str='',         # What values are declared to be
-    bands:tuple=()        # Names of the channels
+    bands:tuple=(),       # Names of the channels
+    marked:bool=False     # Does a value look like the mark of no data, which is no background?
 )->list:
     "What the guards say to the pixels: a list of sentences; a constant channel is the choice's to mention"
     if not m.n_images: return []
@@ -472,7 +498,7 @@ def check_images(
         res += [None if declared else unscaled(m), stats and off_range(m, stats), None if units else unused_range(m)]
     if stats is not None and stats.name=='custom': res.append(another_order(m, stats, bands))
     whole = m.complete or m.n_images>=100  # enough to speak of the whole set
-    return _said(*res, background(m) if whole and stats is None else None)
+    return _said(*res, background(m) if whole and stats is None and not marked else None)
 
 # %% ../nbs/12_guards.ipynb #18b0003b
 def check_ledger(

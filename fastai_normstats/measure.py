@@ -23,7 +23,7 @@ from fastai.data.load import DataLoader
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import no_random
 
-from .moments import NoData, NonFiniteError, masked
+from .moments import NoData, NonFiniteError, check_mask_function, masked
 from .ranks import jointly, rank_and_size
 from .running import RunningStats, check_weight
 from .loaders import as_validation, batches, before_normalize, check_indexed, groups_of
@@ -64,9 +64,7 @@ def check_pass(
     if max_images is not None and (type(max_images) is not int or max_images<1):
         raise ValueError(f"`max_images` must be a whole number from 1, or None for all, got {max_images!r}")
     if type(seed) is not int or seed<0: raise TypeError(f"`seed` must be a whole number from 0, got {seed!r}")
-    if mask is not None and not callable(mask):
-        raise TypeError("`mask` must be a function from a batch of images to the bool tensor of pixels that count, "
-                        f"e.g. `lambda x: x[:, :1]>0`, or of images and targets, got {type(mask).__name__}")
+    check_mask_function(mask)
     if nodata is not None and not isinstance(nodata, NoData):
         raise TypeError(f"`nodata` of a pass must be a `NoData`, e.g. `NoData(-9999)`, got {nodata!r}")
     check_weight(weight)
@@ -254,7 +252,7 @@ def finished(self:_Share, res):
 # %% ../nbs/05_measure.ipynb #f654dcd5
 def _bar(total, show):
     "A function that shows how many images are read, and ends where the pass does; nothing unless `show`"
-    if not show: return lambda n, last=False: None
+    if not show or not total: return lambda n, last=False: None
     bar = progress_bar(range(total), leave=False)
     def at(n, last=False):
         if last: bar.total = max(n, 1)
@@ -293,6 +291,18 @@ def _spare_cores(dl):
     finally: torch.set_num_threads(n)
 
 # %% ../nbs/05_measure.ipynb #f97a67a2
+def _check_counted(m, told):
+    "Refuse a ledger without a pixel, and warn of images without any"
+    read = len(m.items)
+    if not read: raise ValueError("the loader yielded no batch: every item was skipped")
+    if not m.n_images:
+        raise ValueError(f"none of the {read:,} images has a pixel that counts: all are masked, without data, NaN or "
+                         "infinite; see `mask` and `nodata`")
+    if read>m.n_images and told:
+        warnings.warn(f"{read-m.n_images:,} of {read:,} images have no pixel that counts (all masked, without data, "
+                      "NaN or infinite): they are left out")
+
+# %% ../nbs/05_measure.ipynb #18f0000b
 def measure_stats(
     dl:TfmdDL,               # The training loader, e.g. `dls.train`
     tol:float=.01,           # Stop once mean and std are known to `tol` × std (95 %) in each channel; 0: read all
@@ -315,13 +325,7 @@ def measure_stats(
             _check_same_items(jointly(share.open))
             res = _pass(share, _bar(len(share.missing), verbose and not share.rank))
         finally: share.it.close()
-    read = len(res.items)
-    if not read: raise ValueError("the loader yielded no batch: every item was skipped")
-    if not res.n_images:
-        raise ValueError(f"none of the {read:,} images has a pixel that counts: all are masked, NaN or infinite")
-    if read>res.n_images and not share.rank:
-        warnings.warn(f"{read-res.n_images:,} of {read:,} images have no pixel that counts "
-                      "(all masked, NaN or infinite): they are left out")
+    _check_counted(res, told=not share.rank)
     return res
 
 # %% ../nbs/05_measure.ipynb #175dd8a0

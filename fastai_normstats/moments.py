@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'image_moments', 'one_visit', 'every', 'sample_quantiles', 'image_quantiles', 'channel_error', 'check_batch',
-           'floating', 'takes_target', 'masked', 'NoData', 'no_data', 'check_mask', 'NonFiniteError', 'nonfinite_error']
+           'floating', 'takes_target', 'check_mask_function', 'masked', 'NoData', 'no_data', 'check_mask',
+           'NonFiniteError', 'nonfinite_error']
 
 # %% ../nbs/01_moments.ipynb #70d688e7
 import math
@@ -202,24 +203,47 @@ def takes_target(
     mask  # A function, or `None`
 )->bool:
     "Is `mask` a function of two arguments, a batch of images and the batch of their targets?"
-    if mask is None: return False
-    try: params = signature(mask).parameters.values()
-    except (TypeError, ValueError): return False
-    by_place = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in by_place and p.default is p.empty for p in params)==2
+    return mask is not None and _n_needed(mask)[0]==2
 
+def _n_needed(mask):
+    "How many arguments function `mask` needs and takes at most, by place; (1, 1) where it does not say"
+    try: params = list(signature(mask).parameters.values())
+    except (TypeError, ValueError): return 1, 1
+    by_place = [p for p in params if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    more = math.inf if any(p.kind==Parameter.VAR_POSITIONAL for p in params) else 0
+    return sum(p.default is p.empty for p in by_place), len(by_place)+more
+
+def check_mask_function(
+    mask  # What was given as `mask`, or `None`
+):
+    "Refuse what is no function of a batch, or of a batch and its targets"
+    if mask is None: return
+    if not callable(mask):
+        raise TypeError("`mask` must be a function from a batch of images to the bool tensor of pixels that count, "
+                        f"e.g. `lambda x: x[:, :1]>0`, or of images and targets, got {type(mask).__name__}")
+    least,most = _n_needed(mask)
+    if least>2 or most<1:
+        raise TypeError("`mask` must be a function of a batch of images, or of images and targets, got one of "
+                        f"{least if least>2 else 0} arguments")
+
+# %% ../nbs/01_moments.ipynb #18f00004
 def masked(
     mask,        # A function of a batch, or of a batch and its targets; `None`: every pixel counts
     x:Tensor,    # The batch (B, C, *spatial)
     target=None  # Its targets (B, *spatial) or (B, 1, *spatial); `None` where there are none
 ):
     "What `mask` says of batch `x`, with an axis for the channels; `None` without a mask"
-    if not takes_target(mask): return None if mask is None else mask(x)
+    if mask is None: return None
+    if not takes_target(mask): return _something(mask(x))
     if target is None:
         raise ValueError("`mask` takes an image and its target, and these batches have no target: give a mask of the "
                          "image alone, or images with targets")
     res = mask(x, target)
-    return res.unsqueeze(1) if isinstance(res, Tensor) and res.ndim==x.ndim-1 else res
+    return res.unsqueeze(1) if isinstance(res, Tensor) and res.ndim==x.ndim-1 else _something(res)
+
+def _something(res):
+    if res is None: raise TypeError("`mask` returned nothing (None): return the bool tensor of pixels that count")
+    return res
 
 # %% ../nbs/01_moments.ipynb #18a00004
 @dataclass(frozen=True)
@@ -231,12 +255,14 @@ class NoData:
     def __call__(self, x):
         "bool (B, C, *spatial), or (B, 1, *spatial) by a band; True where `x` (B, C, *spatial) holds no data"
         if self.band is not None: return x.narrow(1, self.band, 1)==0
-        return x.isnan() if self.value!=self.value else x==self.value
+        if self.value!=self.value: return x.isnan()
+        # flips by interpolation change the last bits of a value
+        return (x-self.value).abs()<=1e-5*abs(self.value) if x.is_floating_point() and self.value else x==self.value
 
     def __str__(self):
         if self.value is None: return f"channel {self.band} is 0"
         short = f"{self.value:g}"
-        return short if float(short)==self.value else repr(self.value)
+        return short if float(short)==self.value else repr(float(self.value))
 
 def no_data(
     nodata,         # A number, NaN, the name of a band, a `NoData`, or `None`
@@ -244,7 +270,8 @@ def no_data(
 )->NoData|None:
     "`nodata` as a `NoData`"
     if nodata is None or isinstance(nodata, NoData): return nodata
-    if isinstance(nodata, Real) and not isinstance(nodata, bool): return NoData(float(nodata))
+    if isinstance(nodata, Real) and not isinstance(nodata, bool) and abs(float(nodata))!=math.inf:
+        return NoData(float(nodata))
     if isinstance(nodata, str) and nodata in bands: return NoData(band=bands.index(nodata))
     raise ValueError(f"`nodata` must be a number (e.g. -9999), NaN, or one of the `bands`, got {nodata!r}")
 

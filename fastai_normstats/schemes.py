@@ -331,11 +331,14 @@ def _slopes(a, b):
 
 def _mapped(v, a, b, slopes=None):
     "Values `v` (B, C, n) mapped piecewise linearly from knots `a` (B, C, 11), which do not fall, to knots `b`"
-    slopes = _slopes(a, b) if slopes is None else slopes
-    i = torch.searchsorted(a.contiguous(), v.contiguous(), right=True)
+    slopes,a,v = _slopes(a, b) if slopes is None else slopes,a.contiguous(),v.contiguous()
+    first,i = torch.searchsorted(a, v),torch.searchsorted(a, v, right=True)
     base = (i-1).clamp(min=0)
-    return b.gather(-1, base)+(v-a.gather(-1, base))*slopes.gather(-1, i)
+    to = b.gather(-1, base)
+    if (i-first>1).any(): to = torch.where(i-first>1, (to+b.gather(-1, first.clamp(max=a.shape[-1]-1)))/2, to)
+    return to+(v-a.gather(-1, base))*slopes.gather(-1, i)
 
+# %% ../nbs/06_schemes.ipynb #18f00006
 @patch
 @torch.no_grad()
 def seen(self:HistogramStandardization, x, n_spatial, counts):
@@ -358,7 +361,8 @@ def before(self:HistogramStandardization, x, n_spatial, seen=None):
 def undo(self:HistogramStandardization, x, n_spatial, seen=None):
     "Back to the image's own histogram where that is known (`seen`); else it stays as a typical image would be"
     if seen is None: return x
-    seen,standard = seen.to(x.device),_per_image(self.landmarks, seen.to(x.device))
+    standard = _per_image(self.landmarks, seen)
+    seen = seen.where(seen.isfinite(), standard)
     there = _slopes(seen, standard)
     back = _slopes(standard, seen)
     back[...,[0, -1]] = 1/there[...,[0, -1]]

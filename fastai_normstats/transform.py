@@ -26,7 +26,7 @@ from plum import NotFoundLookupError
 from .values import NormStats, check_bands, each_or_one, printable, say, stats_by_band, units_text
 from .moments import masked, no_data, takes_target
 from .ranks import jointly, rank_and_size
-from .loaders import check_indexed, item_name, units_in, unwrapped
+from .loaders import bands_in, check_indexed, item_name, units_in, unwrapped
 from .measure import check_pass, look_at, measure_stats
 from .schemes import Scheme, ZScore, schemes
 from .models import model_stats
@@ -35,7 +35,7 @@ from .policy import NotMeasured, Policy, asked_scheme, check_policy, choose_stat
 from .policy import named_stats
 from .fingerprint import Fingerprint
 from .cache import cache_folder, known_rows, provenance, read_entry, write_entry
-from .guards import check_images, check_ledger, check_loader, reach
+from .guards import check_images, check_ledger, check_loader, mixed, no_data_among, reach
 
 # %% ../nbs/13_transform.ipynb #d97928a1
 def _keeps_shape(x, mean, chosen):
@@ -65,6 +65,21 @@ def _standardised(x, mean, std):
     changes_nothing_else = std.dtype==mean.dtype and std.shape==mean.shape  # neither dtype nor shape of the result
     return res.div_(std) if changes_nothing_else else res/std
 
+# %% ../nbs/13_transform.ipynb #18f00002
+def _marks(x):
+    "By what each image of batch `x` (B, C, *spatial) is known again (B, 2C): its lowest and highest values"
+    v = x.flatten(2)
+    return torch.cat([v.amin(-1), v.amax(-1)], 1)
+
+def _of_these(x, kept):
+    "What was seen of the images of `x`, with NaN for those that are unknown, from `kept`: what was seen, and marks"
+    if kept is None: return None
+    seen,marks = (o.to(x.device) for o in kept)
+    mine = _marks(x)
+    if mine.shape[1]!=marks.shape[1]: return None
+    same = (mine[:,None]==marks).all(-1)
+    return seen[same.int().argmax(1)].where(same.any(1).view(-1, *[1]*(seen.ndim-1)), math.nan)
+
 # %% ../nbs/13_transform.ipynb #1cc6a1b1
 class _Applied(Normalize):
     "A `Normalize` that applies the numbers of a scheme, and refuses images that they are not for"
@@ -88,7 +103,7 @@ class _Applied(Normalize):
         if v.ndim<self.mean.ndim: return _like(x, self._schemed(v[None])[0][0])
         res,seen = self._schemed(v)
         res = _like(x, res)
-        if seen is not None: res.seen_by_scheme = seen  # for the way back
+        if seen is not None: res.seen_by_scheme = seen,_marks(res.as_subclass(torch.Tensor))  # for the way back
         return res
 
     def setups(self, dl:DataLoader): self.fixed or self._fit(dl)
@@ -96,9 +111,8 @@ class _Applied(Normalize):
     def decodes(self, x:TensorImage):
         self._check_has_numbers()
         mean,std = ((o.cpu() if x.device.type=='cpu' else o) for o in (self.mean, self.std))
-        res = x.as_subclass(torch.Tensor)*std+mean
-        if not isinstance(self.scheme, ZScore): res = self._undone(res, getattr(x, 'seen_by_scheme', None))
-        return _like(x, res)
+        v = x.as_subclass(torch.Tensor)
+        return _like(x, v*std+mean if isinstance(self.scheme, ZScore) else self._undone(v, mean, std, x))
 
 # %% ../nbs/13_transform.ipynb #18b00029
 @patch
@@ -124,12 +138,11 @@ def _schemed(self:_Applied, x):
 
 # %% ../nbs/13_transform.ipynb #18c00013
 @patch
-def _undone(self:_Applied, x, seen):
-    "Undoes what the scheme did before mean and std: exactly with what it has `seen` of this batch, else as it can"
-    alone = x.ndim<self.mean.ndim
-    if alone or seen is None or len(seen)!=len(x): seen = None  # of another batch, or a part of one
-    res = self.scheme.undo(x[None] if alone else x, len(self.axes)-1, seen)
-    return res[0] if alone else res
+def _undone(self:_Applied, v, mean, std, x):
+    "`v`, the values of `x`, as they were before the scheme: exactly where it has seen these images, else as it can"
+    batch = v[None] if v.ndim<mean.ndim else v
+    seen = _of_these(batch, getattr(x, 'seen_by_scheme', None))
+    return self.scheme.undo(batch*std+mean, len(self.axes)-1, seen)
 
 @patch
 def _meet(self:_Applied, x):
@@ -172,7 +185,7 @@ def _check_fitted(scheme, mean, std):
     "Numbers given by hand need limits given by hand, and to be those of a scheme that has no choice"
     lack = [f.name for f in fields(scheme) if f.name in ('limits', 'landmarks') and getattr(scheme, f.name) is None]
     if lack:
-        raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without its {lack[0]}: give "
+        raise ValueError(f"`mean` and `std` are given, and `scheme={scheme.name!r}` without the {lack[0]}: give "
                          f"{type(scheme).__name__}({lack[0]}=…), or neither to measure them")
     if scheme.needs!='nothing': return
     want = [torch.tensor(o) for o in scheme.numbers(None, None)]
@@ -183,7 +196,7 @@ def _check_fitted(scheme, mean, std):
 
 def _resolved(stats, bands):
     "`stats` looked up now, so that a typing error shows where it was made"
-    if isinstance(stats, Mapping): return stats_by_band(stats, bands)
+    if isinstance(stats, Mapping): return stats_by_band(stats, bands) if bands else stats  # a block may name them
     words = ('auto', 'custom', 'custom-image', 'pretrained')
     is_word = isinstance(stats, str) and stats in words
     return stats if is_word or isinstance(stats, StatsChoice) else named_stats(stats)
@@ -256,7 +269,8 @@ def _set_words(self:DatasetStats, stats, bands, units, nodata):
         self.nodata = _agreed('nodata', no_data(nodata, self.bands), _nodata_of(was) if was.nodata else None)
 
 def _nodata_of(choice):
-    return no_data(choice.nodata if choice.nodata in choice.bands else float(choice.nodata), choice.bands)
+    band = choice.nodata.removesuffix(' is 0')
+    return no_data(float(band) if band==choice.nodata else band, choice.bands)
 
 def _agreed(name, asked, kept):
     "What is asked for, or else what a choice brings; a ValueError where they differ"
@@ -396,9 +410,17 @@ def setup(self:DatasetStats, items=None, train_setup=False):
     except (AttributeError, NotFoundLookupError) as e:
         raise RuntimeError(f"measuring failed: {type(e).__name__}: {e}") from e
 
+# %% ../nbs/13_transform.ipynb #18f00009
 @patch
 def _check_bands_of(self:DatasetStats, dl):
-    "Where bands have names, count the channels of a few images before all are read"
+    "Take the names that the block gives, and count the channels of a few images before all are read"
+    there = bands_in(dl)
+    if there and self.bands and there!=self.bands:
+        raise ValueError(f"`bands` names {', '.join(self.bands)}, and the block loads {', '.join(there)}: leave "
+                         "`bands` out, or bring them into one order")
+    self.bands = self.bands or there
+    stats = self.question['stats']
+    if isinstance(stats, Mapping): self.question = {**self.question, 'stats': stats_by_band(stats, self.bands)}
     few = look_at(dl, nonfinite='ignore') if self.bands and dl.n else None
     if few is not None: self._check_count(few.n_channels, 'channels in the images')
 
@@ -510,8 +532,10 @@ def _guards(self:DatasetStats, dl, choice, few, ledger):
     if m is None or any('clamps' in s for s in said): return said  # clamped pixels say nothing more
     plain = isinstance(choice.scheme, ZScore)
     given = choice.stats if plain and choice.kind!='custom' else None
-    of_pixels = check_images(m, given, _off_range(choice) or not plain, self.units or units_in(dl), self.bands)
-    return of_pixels + check_ledger(ledger) + self._far(choice, few) + said + self._mask_doubts(choice)
+    in_ledger,marked = check_ledger(ledger),ledger is not None and no_data_among(ledger) is not None
+    of_pixels = check_images(m, given, _off_range(choice) or not plain, self.units or units_in(dl), self.bands, marked)
+    interpolated = [s for s in [mixed(others, self.nodata)] if s]
+    return of_pixels + in_ledger + self._far(choice, few) + said + interpolated + self._mask_doubts(choice)
 
 def _off_range(choice):
     "Did rule `range` choose the data's own? (A choice that is given back may have that rule: it is checked.)"
@@ -569,7 +593,8 @@ def _meet_images(self:DatasetStats, m):
 @patch
 def _words(self:DatasetStats, dl, choice, ledger):
     "The fields of the choice that say what is known of channels and values"
-    said = str(self.nodata or '') if self.nodata is None or self.nodata.band is None else self.bands[self.nodata.band]
+    said = '' if self.nodata is None else str(self.nodata)
+    if said and self.nodata.band is not None: said = f'{self.bands[self.nodata.band]} is 0'
     res = dict(bands=self.bands, units=self.units or units_in(dl), nodata=said)
     share = None if self.nodata is None or ledger is None else _left_out(ledger)
     if share is None: return res

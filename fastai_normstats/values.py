@@ -11,6 +11,7 @@ import json, math, os, re, sys, tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -97,6 +98,7 @@ def check_bands(
     "`bands` as a tuple of different words; a ValueError where they are not"
     if bands is None: return ()
     res = () if isinstance(bands, (str, Mapping)) or not isinstance(bands, Iterable) else tuple(bands)
+    res = tuple(str(b) if isinstance(b, str) else b for b in res)  # numpy's are not as plain
     if not res or not all(isinstance(b, str) and b.strip() and b.isprintable() for b in res):
         raise ValueError(f"`bands` must be a list of names, one a channel in the order of the image, got {bands!r}")
     if twice := [b for b in res if res.count(b)>1]:
@@ -113,9 +115,9 @@ def stats_by_band(
                          "the channels in the order of the image")
     if lack := [b for b in bands if b not in stats]:
         near = get_close_matches(lack[0], map(str, stats), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, stats))}"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, stats)) or 'none'}"
         raise ValueError(f"`stats` has no numbers for band {lack[0]!r}: {hint}")
-    try: mean,std = zip(*(map(float, stats[b]) for b in bands))
+    try: mean,std = zip(*((float(m), float(s)) for m,s in (stats[b] for b in bands)))
     except (TypeError, ValueError):
         raise ValueError("`stats` by band must give (mean, std) of each, e.g. {'B02': (.11, .05)}") from None
     return NormStats(mean, std)
@@ -128,7 +130,8 @@ def units_text(
 )->str:
     "How `units` are written; a ValueError where they are none of these"
     if units is None or units=='': return ''
-    text = units.strip() if isinstance(units, str) else f'{units:.15g}' if type(units) in (int, float) else ''
+    number = isinstance(units, Real) and not isinstance(units, bool) and 0<units<1e300
+    text = units.strip() if isinstance(units, str) else f'{float(units):.15g}' if number else ''
     if text: unit_range(text)
     else: raise ValueError(f"`units` must be text or a number to divide by, got {units!r}")
     return text

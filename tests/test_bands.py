@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from fastai.data.all import CategoryBlock,DataBlock,IndexSplitter,Normalize,TfmdDL,Transform,TransformBlock
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorImage
+from fastai.vision.augment import Flip,Rotate,aug_transforms
 from helpers import close,quiet,small
 from torch import nn
 
-import fastai.callback.progress
-import fastai_normstats.block,fastai_normstats.drift
+import fastai.callback.progress,fastai_normstats.block,fastai_normstats.drift
 from fastai_normstats.choice import StatsChoice
 from fastai_normstats.guards import another_order,no_data_among,off_units,other_unit
 from fastai_normstats.images import BandsBlock,FloatImageBlock,VolumeBlock
@@ -71,7 +72,7 @@ def fit(db, path, **kwargs): return db.fit_stats(path, cache=False, **kwargs, **
                          ids=['published', 'units'])
 def test_1_divided_twice(scenes, kwargs):
     said = said_by(lambda: fit(block(Divided(10_000.), DividedAgain(10_000.)), scenes, **kwargs))
-    assert re.search('10,000 times smaller|divided by .*10,000 already, which is once too often', said), said
+    assert re.search('10,000 times larger|divided by .*10,000 already, which is once too often', said), said
     assert not said_by(lambda: fit(block(Divided(10_000.)), scenes, **kwargs))
 
 @pytest.mark.parametrize('kwargs', [dict(stats=published, bands=bands), dict(stats='custom', units='0-1')],
@@ -79,7 +80,7 @@ def test_1_divided_twice(scenes, kwargs):
 def test_2_divided_by_another_number(scenes, kwargs):
     "int16 reflectance over 255 (torchgeo 4061)"
     said = said_by(lambda: fit(block(Divided(255.)), scenes, **kwargs))
-    assert re.search('10,000 / 255 times larger|while `units` says', said), said
+    assert re.search('10,000 / 255 times smaller|while `units` says', said), said
 
 def test_3_numbers_that_are_never_read(scenes):
     "Tensors that are no TensorImage pass Normalize untouched (torchgeo 4070); so does a loader without any"
@@ -138,7 +139,7 @@ def test_6_fewer_numbers_than_bands(scenes, stats, message):
     with pytest.raises(ValueError, match='`bands` names 6 .* and there are 1 numbers'):
         DatasetStats([.1], [.2], bands=bands)
     with pytest.raises(ValueError, match='`bands` names 3 .* and there are 6 channels'):
-        fit(block(Divided(10_000.)), scenes, stats='custom', bands=bands[:3])
+        fit(block(Divided(10_000.), block=BandsBlock()), scenes, stats='custom', bands=bands[:3])
 
 class Arrays:
     def __init__(self, x): self.x,self.items = x,[f'im{i}' for i in range(len(x))]
@@ -190,8 +191,9 @@ def test_bad_bands(bad, message):
 def test_bad_numbers_by_band(bad):
     with pytest.raises(ValueError, match='must give|above 0'): DatasetStats(stats=bad, bands=['B02'])
 
-def test_numbers_by_band_need_bands():
-    with pytest.raises(ValueError, match='nothing says which channel is which'): DatasetStats(stats=published)
+def test_numbers_by_band_need_bands(scenes):
+    plain = block(block=BandsBlock())
+    with pytest.raises(ValueError, match='nothing says which channel is which'): fit(plain, scenes, stats=published)
 
 def test_a_mask_band(scenes):
     "Where the last band is 0 there is no data in any"
@@ -206,7 +208,7 @@ def test_a_mask_band(scenes):
     ok = x[:,-1]>0
     close(t.choice.stats.mean[:6], [x[:,c][ok].astype(np.float64).mean() for c in range(6)])
     y = next(iter(dl))[0]
-    assert (y[:,:,4:9,3:8]==0).all() and (y[:,:6].std()>.5) and t.choice.nodata=='QA'
+    assert (y[:,:,4:9,3:8]==0).all() and (y[:,:6].std()>.5) and t.choice.nodata=='QA is 0'
     again = StatsChoice.from_dict(t.choice.to_dict())
     assert DatasetStats(stats=again).nodata.band==6
 
@@ -366,3 +368,89 @@ def test_a_saved_choice_of_volumes_is_given_back(volumes, tmp_path):
     c = StatsChoice.load(fit(volume_block(), volumes, stats='custom').stats_choice.save(tmp_path/'v.json'))
     b = fit(volume_block(), volumes, stats=c).dataloaders(volumes, bs=4, num_workers=0).one_batch()[0]
     assert b.ndim==5 and abs(b.mean())<.2
+
+# --- found by trying to break it
+
+def test_bands_of_the_block_and_of_the_fit_must_agree(scenes):
+    "The block's names are taken where none are given, and refused in another order"
+    db = fit(block(Divided(10_000.)), scenes, stats=published)
+    assert db.stats_choice.bands==tuple(bands)
+    close(db.stats_choice.stats.mean, level/10_000)
+    with pytest.raises(ValueError, match='and the block loads B02'):
+        fit(block(), scenes, stats='custom', bands=bands[::-1])
+    only = fit(block(Divided(10_000.), block=BandsBlock(bands, only=['B08', 'B02'])), scenes, stats=published)
+    close(only.stats_choice.stats.mean, level[[3, 0]]/10_000)
+
+@pytest.mark.parametrize('nodata', [0, np.nan, 'nan'], ids=['value', 'nan', 'band'])
+def test_bands_that_are_called_like_numbers(nodata):
+    x = np.random.default_rng(0).normal(50, 5, (12, 3, 9, 9)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        tfm = DatasetStats(stats='custom', bands=['0', 'nan', 'b'], nodata=nodata, cache=False, **quiet)
+        dl = TfmdDL(Arrays(x), bs=6, num_workers=0, after_batch=[tfm])
+    t = next(f for f in dl.after_batch.fs if isinstance(f, DatasetStats))
+    again = DatasetStats(stats=StatsChoice.from_dict(t.choice.to_dict()))
+    assert str(again.nodata)==str(t.nodata)
+    assert str(eval(t.choice.code().split('  #')[0]).nodata)==str(t.nodata)
+
+@pytest.mark.parametrize('batch_tfms,warned', [
+    (lambda: aug_transforms(max_lighting=0), True), (lambda: [Rotate(20, p=1.)], True), (lambda: [Flip()], False),
+    (lambda: [], False),
+    (lambda: aug_transforms(mode='nearest', max_lighting=0), False)], ids=['aug', 'rotate', 'flip', 'none', 'nearest'])
+def test_interpolation_between_data_and_none_is_called_out(scenes, batch_tfms, warned):
+    "-9,999 and its neighbours make numbers that are neither"
+    x = tiles().astype(np.float32)
+    x[:,:,:3] = -9999
+    tfm = DatasetStats(stats='custom', nodata=-9999, cache=False, **quiet)
+    said = said_by(lambda: TfmdDL(Arrays(x), bs=8, num_workers=0, after_batch=[*batch_tfms(), tfm]))
+    assert ('interpolates between pixels with and without data' in said)==warned, said
+
+def test_flips_keep_no_data_apart():
+    x = tiles().astype(np.float32)
+    hole = np.random.default_rng(0).random(x.shape)<.2
+    x[hole] = -9999
+    tfm = DatasetStats(stats='custom', nodata=-9999, cache=False, **quiet)
+    dl = TfmdDL(Arrays(x), bs=8, num_workers=0, after_batch=[Flip(p=1.), tfm])
+    t = next(f for f in dl.after_batch.fs if isinstance(f, DatasetStats))
+    close(t.choice.stats.mean, [x[:,c][~hole[:,c]].astype(np.float64).mean() for c in range(6)], rtol=1e-5)
+
+def test_a_learner_with_nan_for_no_data_is_checked(volumes):
+    x = np.random.default_rng(0).normal(50, 5, (12, 3, 9, 9)).astype(np.float32)
+    x[:,:,:2] = np.nan
+    tfm = DatasetStats(stats='custom', nodata=np.nan, cache=False, **quiet)
+    dl = TfmdDL(Arrays(x), bs=6, num_workers=0, after_batch=[tfm])
+    df = Learner(DataLoaders(dl, dl), nn.Flatten(), CrossEntropyLossFlat()).check_stats(verbose=False)
+    assert len(df)==3
+
+@pytest.mark.parametrize('value', [-9999., -32768., 65535., -3.4028234663852886e38])
+def test_a_known_mark_counts_from_one_image_and_the_hint_can_be_used(value):
+    x = np.random.default_rng(0).gamma(4, 300, (20, 1, 16, 16)).astype(np.float32)
+    x[7,:,:6] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        said = no_data_among(RunningStats().update(torch.tensor(x)))
+    typed = float(re.search(r'nodata=(\S+)`', said)[1])
+    y = DatasetStats([1200.], [600.], nodata=typed).encodes(TensorImage(torch.tensor(x)))
+    assert (y[7,:,:6]==0).all() and len(said)<300
+
+@pytest.mark.parametrize('units,make', [
+    ('0-1', lambda r: r.gamma(4, .0015, (20, 1, 16, 16))),
+    ('reflectance/10000', lambda r: r.gamma(4, 15, (20, 1, 16, 16))),
+    ('0-1', lambda r: r.uniform(300, 1400, (20, 1, 16, 16))/65535),
+    ('HU', lambda r: r.normal(600, 200, (20, 1, 16, 16))),
+    ('HU', lambda r: r.normal(100, 400, (20, 1, 16, 16)).clip(-200, 1000))],
+    ids=['water', 'sea', 'cells', 'bone', 'clipped'])
+def test_units_of_dim_and_cropped_images_are_believed(units, make):
+    assert off_units(RunningStats().update(torch.tensor(make(np.random.default_rng(0)))), units) is None
+
+@pytest.mark.parametrize('mask', [lambda: None, lambda a,b,c: a>0], ids=['none', 'three'])
+def test_masks_of_other_numbers_of_arguments_are_refused(mask):
+    with pytest.raises(TypeError, match='`mask` must be a function of a batch of images'): DatasetStats(mask=mask)
+
+def test_a_mask_that_returns_nothing_is_refused(scenes):
+    with pytest.raises(TypeError, match='`mask` returned nothing'):
+        fit(block(), scenes, stats='custom', mask=lambda x: None)
+
+@pytest.mark.parametrize('bad', [{'r': (.5, .2, .1)}, {}], ids=str)
+def test_three_numbers_for_a_band_are_refused(bad):
+    with pytest.raises(ValueError, match='must give|no numbers for'): DatasetStats(stats=bad, bands=['r'])

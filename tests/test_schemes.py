@@ -268,7 +268,8 @@ def test_doubts_reach_the_user(folder):
     with pytest.warns(UserWarning, match='larger ones to smaller'): by_block(folder, scheme=LocalResponse(alpha=100.))
 
 @pytest.mark.parametrize('kw,match', [
-    (dict(scheme='min-max'), "`scheme` must be one of 'zscore', 'minmax', 'clip-zscore', 'image-zscore', 'lrn'"),
+    (dict(scheme='min-max'), "`scheme` must be one of 'zscore', 'minmax', 'clip-zscore', 'image-zscore', "
+     "'histogram', 'lrn'"),
     (dict(scheme=None), '`scheme` must be one of'),
     (dict(scheme=MinMax), 'call it'),
     (dict(scheme='minmax', stats='imagenet'), 'leave one of them out'),

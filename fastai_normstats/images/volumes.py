@@ -194,6 +194,7 @@ class _BandsReader(ItemTransform):
         self.loaded = _positions(only, bands, 'only')
         names = bands if only is None else only if bands is None else [bands[i] for i in self.loaded]
         self.shown = _positions(rgb, names, 'rgb')
+        self.band_names = tuple(names or ()) if all(isinstance(o, str) for o in names or ()) else ()
         if self.shown and len(self.shown) not in (1, 3):
             raise ValueError(f"`rgb` must be three bands, or one to be shown in grey, got {rgb!r}")
 
