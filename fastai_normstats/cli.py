@@ -61,7 +61,8 @@ def _positive(s):
     return int(s)
 
 # %% ../nbs/55_cli.ipynb #5f4c1b19
-_schemes = ('zscore', 'minmax', 'clip-zscore', 'image-zscore', 'histogram', 'lrn')  # of `schemes`, which would import torch
+# those of `schemes`, which would import torch
+_schemes = ('zscore', 'minmax', 'clip-zscore', 'image-zscore', 'histogram', 'lrn')
 _words = "auto, custom, custom-image, imagenet, pretrained, or a model's name"
 _default = ' (default: %(default)s)'
 
