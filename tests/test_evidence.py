@@ -60,7 +60,7 @@ def test_the_notebooks_tables_are_those_of_the_runs():
 
 def test_the_replay_is_that_of_the_runs():
     "Each set by the threshold of reach that is best on the others, found by trying all of them"
-    for column,kind in enumerate(('probe', 'fine_tune')):
+    for column,kind in enumerate(('probe', 'fine_tune', 'from_start')):
         rows = [(s, points(kind, s, n)[0], reach(s, n)) for s,n in done[kind]]
         g = pd.DataFrame(rows, columns=['set', 'own', 'reach'])
         gain = []
@@ -88,6 +88,13 @@ def test_the_readme_quotes_the_runs():
     assert quoted and {*quoted}<=known | {words((d.mean(), d.mean()-half, d.mean()+half))}
     effects = [points('probe', s, n)[0] for s,n in done['probe']]
     assert f'{np.mean(effects):+.1f} points' in section and f'{len(effects)} pairs' in section
+    wrong = {c: np.mean([points('candidates', s, n, c)[0] for s,n in done['candidates']])
+             for c in ('0-255 numbers', 'applied twice')}
+    assert f"(16 pairs): numbers for 0–255 {wrong['0-255 numbers']:+.1f} in the mean" in section
+    assert f"applied twice {wrong['applied twice']:+.1f}." in section and len(done['candidates'])==16
+    beyond = [s for s,n in done['from_start'] if np.prod(points('from_start', s, n)[1:])>0]
+    assert beyond==['galaxies'] and 'the others no different' in section
+    assert all(np.prod(points('fine_tune', s, n)[1:])<0 for s,n in done['fine_tune']) and len(done['fine_tune'])==6
 
 def test_what_why_quotes_is_what_the_runs_show():
     lit = (np.random.default_rng(0).random((800, 1, 16, 16))>.99).astype('float32').repeat(3, 1)
@@ -96,6 +103,8 @@ def test_what_why_quotes_is_what_the_runs_show():
     assert f'{-np.mean(far):.1f} points of accuracy in the mean of {len(far)} pairs of set and network' in why
     assert all(v[2]>=0 for v in (points('fine_tune', s, n) for s,n in done['fine_tune'])) or 'fine-tuned' not in why
     assert all(v[1]<=0 for v in (points('fine_tune', s, n) for s,n in done['fine_tune']))  # own never beyond chance
+    better = [s for s,n in done['from_start'] if points('from_start', s, n)[1]>0]
+    assert 'without one, on one set of six' in why and (len(better), len(done['from_start']))==(1, 6)
 
 @pytest.mark.parametrize('network', models)
 def test_rules_in_the_table_of_sets_follow_from_its_numbers(network):
