@@ -62,6 +62,7 @@ def table(self:StatsChoice):
         rows += _number_rows('given' if plain else self.scheme.name, self.stats, True, self.scheme.limits)
     cols = _columns + (['low', 'high'] if self.scheme.limits else [])
     res = pd.DataFrame(rows, columns=['candidate', 'channel', *cols, 'used']).astype({c: float for c in cols})
+    if not self.bands: return res
     sizes = res.groupby('candidate', sort=False).size()
     return res.assign(channel=[o for n in sizes for o in self.channel_names(n)])
 
