@@ -88,6 +88,10 @@ def test_the_readme_quotes_the_runs():
     assert quoted and {*quoted}<=known | {words((d.mean(), d.mean()-half, d.mean()+half))}
     effects = [points('probe', s, n)[0] for s,n in done['probe']]
     assert f'{np.mean(effects):+.1f} points' in section and f'{len(effects)} pairs' in section
+    far = [points('probe', s, n)[0] for s,n in done['probe'] if reach(s, n)>Policy.reach]
+    near = [points('probe', s, n)[0] for s,n in done['probe'] if reach(s, n)<=Policy.reach]
+    assert f'{np.mean(far):+.1f} in the {len(far)} pairs beyond {Policy.reach:g}' in section
+    assert f'{np.mean(near):+.1f} in the other {len(near)}' in section
     wrong = {c: np.mean([points('candidates', s, n, c)[0] for s,n in done['candidates']])
              for c in ('0-255 numbers', 'applied twice')}
     assert f"(16 pairs): numbers for 0–255 {wrong['0-255 numbers']:+.1f} in the mean" in section
