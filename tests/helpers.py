@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from fastai.data.block import CategoryBlock,DataBlock
 from fastai.data.core import TfmdDL
@@ -96,6 +97,13 @@ def two_pass(x):
     "mean, pooled std and mean of image stds of images (n, channels, …)"
     x = np.asarray(x, dtype=np.float64).reshape(len(x), x.shape[1], -1)
     return x.mean((0, 2)),x.std((0, 2)),x.std(2).mean(0)
+
+def refusal(f, *args, exc=ValueError, most=700, **kwargs):
+    "The sentence, of less than `most` characters, that `f` refuses with"
+    with pytest.raises(exc) as e: f(*args, **kwargs)
+    said = str(e.value)
+    assert '\n' not in said and len(said)<most, said
+    return said
 
 def close(got, want, rtol=1e-6):
     "Same shape and relative difference; `test_close` would pass over a missing channel"

@@ -16,6 +16,7 @@ from fastai.vision.all import (CategoryBlock, CropPad, DataBlock, DihedralItem, 
                                RandomResizedCrop, Resize, TensorImage, TensorImageBW,
                                TensorMask, ToTensor, TransformBlock, aug_transforms, get_files, get_image_files,
                                load_learner, parent_label, vision_learner, xresnet18)
+from helpers import refusal
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
@@ -37,13 +38,6 @@ def bundled(name): return get_testdata_file(name, download=False)
 def read(name): return pydicom.dcmread(bundled(name))
 def dicoms(p): return get_files(p, extensions=['.dcm']).sorted()
 def values(fn, cls=PILFloat, **kwargs): return np.asarray(cls.create(fn, **kwargs))
-
-def refusal(f, *args, exc=ValueError, **kwargs):
-    "The sentence that `f` refuses with"
-    with pytest.raises(exc) as e: f(*args, **kwargs)
-    said = str(e.value)
-    assert '\n' not in said and len(said)<700, said
-    return said
 
 def printed(f, *args, **kwargs):
     with redirect_stdout(io.StringIO()) as out: res = f(*args, **kwargs)

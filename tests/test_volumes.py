@@ -2,6 +2,7 @@
 refused, in one sentence that names the file"""
 import io,pickle,sys,warnings
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastai.vision.all import (Brightness, CategoryBlock, Contrast, DataBlock, D
                                Hue, IndexSplitter, IntToFloatTensor, Learner, MaskBlock, RandomResizedCropGPU, Rotate,
                                Saturation, TensorImage, Warp, Zoom, aug_transforms, get_files, load_learner, nn,
                                parent_label)
+from helpers import refusal
 from PIL import Image
 from pydicom.data import get_testdata_file
 
@@ -27,12 +29,7 @@ def read(fn, *args, **kwargs): return BandsBlock(*args, **kwargs).type_tfms[0](f
 def volume(fn, **kwargs): return VolumeBlock(**kwargs).type_tfms[0](fn)
 def bundled(name): return get_testdata_file(name, download=False)
 
-def refusal(f, *args, exc=ValueError, **kwargs):
-    "The sentence that `f` refuses with"
-    with pytest.raises(exc) as e: f(*args, **kwargs)
-    said = str(e.value)
-    assert '\n' not in said and len(said)<900, said
-    return said
+refusal = partial(refusal, most=900)  # of files with long names
 
 def same(x, want, cls):
     "The very values, as float32, in memory of their own and in order"
