@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .values import NormStats, known_fields, printable, write_json
+from .values import NormStats, known_fields, printable, short, write_json
+from .moments import nodata_from
 from .running import Measured
 from .schemes import Scheme, ZScore, scheme_of
 
@@ -47,26 +48,9 @@ class StatsChoice:
         "What to call the `n` channels of some numbers: the bands where there are so many, else numbers"
         return list(self.bands) if len(self.bands)==n else list(range(n))
 
-# %% ../nbs/08_choice.ipynb #c3320a9f
+# %% ../nbs/08_choice.ipynb #18b0003d
 _columns = ['mean', 'mean_se', 'std', 'std_se', 'image_std', 'shift', 'std_ratio']
 
-@patch
-def table(self:StatsChoice):
-    "One row a candidate and channel; `std` is what would divide, `shift` is in σ of the model"
-    import pandas as pd
-    plain = isinstance(self.scheme, ZScore)
-    own = plain and self.kind=='custom'
-    rows = _measured_rows(self.measured, self.model, own, self.stats.estimator) if self.measured else []
-    if self.model: rows += _number_rows(self.label(self.model), self.model, plain and self.stats==self.model)
-    if not any(r['used'] for r in rows):
-        rows += _number_rows('given' if plain else self.scheme.name, self.stats, True, self.scheme.limits)
-    cols = _columns + (['low', 'high'] if self.scheme.limits else [])
-    res = pd.DataFrame(rows, columns=['candidate', 'channel', *cols, 'used']).astype({c: float for c in cols})
-    if not self.bands: return res
-    sizes = res.groupby('candidate', sort=False).size()
-    return res.assign(channel=[o for n in sizes for o in self.channel_names(n)])
-
-# %% ../nbs/08_choice.ipynb #18b0003d
 def _number_rows(name, s, used, limits=None):
     "Rows for numbers that come without error bars, and for the limits of a scheme that has some"
     n = len(s.mean)
@@ -84,6 +68,23 @@ def _measured_rows(m, model, used, estimator):
     std_se = m.image_std_se if kind=='image' else m.std_se
     values = torch.stack([m.mean, m.mean_se, m.divisor(kind), std_se, m.image_std, shift, ratio.exp()], 1).tolist()
     return [dict(zip(_columns, v), candidate='custom', channel=c, used=used) for c,v in enumerate(values)]
+
+# %% ../nbs/08_choice.ipynb #c3320a9f
+@patch
+def table(self:StatsChoice):
+    "One row a candidate and channel; `std` is what would divide, `shift` is in σ of the model"
+    import pandas as pd
+    plain = isinstance(self.scheme, ZScore)
+    own = plain and self.kind=='custom'
+    rows = _measured_rows(self.measured, self.model, own, self.stats.estimator) if self.measured else []
+    if self.model: rows += _number_rows(self.label(self.model), self.model, plain and self.stats==self.model)
+    if not any(r['used'] for r in rows):
+        rows += _number_rows('given' if plain else self.scheme.name, self.stats, True, self.scheme.limits)
+    cols = _columns + (['low', 'high'] if self.scheme.limits else [])
+    res = pd.DataFrame(rows, columns=['candidate', 'channel', *cols, 'used']).astype({c: float for c in cols})
+    if not self.bands: return res
+    sizes = res.groupby('candidate', sort=False).size()
+    return res.assign(channel=[o for n in sizes for o in self.channel_names(n)])
 
 # %% ../nbs/08_choice.ipynb #1c0f0007
 @patch
@@ -124,16 +125,17 @@ def _scheme_code(s):
     if s.limits: args.append(f"limits=({', '.join(map(_literal, s.limits))})")
     return f"{type(s).__name__}({', '.join(args)})"
 
-def _about(choice):
-    "Bands and units, for a comment"
-    said = [f"bands {', '.join(choice.bands)}"]*bool(choice.bands) + [f"values are {choice.units}"]*bool(choice.units)
-    return printable(''.join(f'; {o}' for o in said))
+@patch
+def about_pixels(self:StatsChoice)->str:
+    "What is known of bands and units, for a comment in code; `''` for nothing"
+    units = [f"pixel values are {self.units}"]*bool(self.units)
+    return printable('; '.join(units + [f"bands {', '.join(self.bands)}"]*bool(self.bands)))
 
 def _nodata_code(choice):
     "The argument `nodata`, where it is a value"
-    if not choice.nodata: return ''
-    band = choice.nodata.removesuffix(' is 0')
-    if band!=choice.nodata: return f", bands={list(choice.bands)!r}, nodata={band!r}"
+    found = nodata_from(choice.nodata, choice.bands)
+    if found is None: return ''
+    if found.band is not None: return f", bands={list(choice.bands)!r}, nodata={choice.bands[found.band]!r}"
     return ", nodata=float('nan')" if choice.nodata=='nan' else f", nodata={choice.nodata}"
 
 # %% ../nbs/08_choice.ipynb #18f00007
@@ -147,7 +149,7 @@ def _mask_code(choice):
 def code(self:StatsChoice)->str:
     "The line that hard-codes these statistics in a script; gives the same float32 numbers"
     mean,std = map(_literal, self.stats)
-    of = f"rule `{self.rule}`, {self.n_images:,} training images{_about(self)}"
+    of = '; '.join(filter(None, [f"rule `{self.rule}`, {self.n_images:,} training images", self.about_pixels()]))
     if not isinstance(self.scheme, ZScore) or self.nodata:
         how = f", scheme={_scheme_code(self.scheme)}{_mask_code(self)}"*(not isinstance(self.scheme, ZScore))
         return f"DatasetStats({mean}, {std}{how}{_nodata_code(self)})  # {of}"
@@ -180,24 +182,18 @@ _types = dict(stats=[dict], kind=[str], rule=[str], why=[str], n_images=[int], w
               provenance=[dict], scheme=[dict, str], model=[dict, type(None)], measured=[dict, type(None)], file=[str],
               bands=[list, tuple], units=[str], nodata=[str])
 
-def _short(v):
-    "`v` as a few characters of a message"
-    try: text = repr(v)
-    except (ValueError, RecursionError): text = type(v).__name__  # a number of too many digits, too deep a nesting
-    return text if len(text)<=60 else text[:57]+'…'
-
 def _check_fields(d):
     "Refuse fields that hold another kind of thing than `to_dict` writes, or far more of it"
     for k,v in d.items():
-        if type(v) not in _types[k]: raise ValueError(f"field {k!r} holds {_short(v)}")
+        if type(v) not in _types[k]: raise ValueError(f"field {k!r} holds {short(v)}")
     for k,known in _known.items():
-        if d[k] not in known: raise ValueError(f"field {k!r} must be one of {', '.join(known)}, got {_short(d[k])}")
-    if not 0<d['n_images']<2**63: raise ValueError(f"field 'n_images' holds {_short(d['n_images'])}")
+        if d[k] not in known: raise ValueError(f"field {k!r} must be one of {', '.join(known)}, got {short(d[k])}")
+    if not 0<d['n_images']<2**63: raise ValueError(f"field 'n_images' holds {short(d['n_images'])}")
     texts = dict(why=[d['why']], warnings=d.get('warnings', ()), bands=d.get('bands', ()))
     for k in ('stats', 'model'): texts[k] = [(d.get(k) or {}).get(o) or '' for o in ('name', 'domain', 'source')]
     for k,said in texts.items():
         for o in said:
-            if not isinstance(o, str): raise ValueError(f"field {k!r} must hold text where it holds {_short(o)}")
+            if not isinstance(o, str): raise ValueError(f"field {k!r} must hold text where it holds {short(o)}")
         n = sum(map(len, said))
         if n>10_000: raise ValueError(f"field {k!r} holds {n:,} characters of text, and 10,000 are the most")
     n = len(json.dumps({k: v for k,v in d.items() if k!='measured'}))

@@ -8,7 +8,7 @@ __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'backgr
            'families', 'influential', 'masks_among', 'reach', 'mixed', 'check_images', 'check_ledger', 'check_loader']
 
 # %% ../nbs/12_guards.ipynb #8d9b8ff5
-import math, os, re
+import os, re
 from itertools import dropwhile
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -225,7 +225,7 @@ def no_data_among(
 )->str|None:
     "A value far from all others that many pixels have?"
     if not m.n_images: return None
-    rows,q = m.row_quantiles()
+    q = m.row_quantiles()[1]
     q = q[np.isfinite(q).all((1, 2))].astype(np.float64)
     found = [_apart(q[:,c], end) for c in range(m.n_channels) for end in (0, -1)]
     for value,n,share,gap,width in filter(None, found):

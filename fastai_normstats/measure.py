@@ -26,7 +26,7 @@ from fastai.torch_core import no_random
 from .moments import NoData, NonFiniteError, check_mask_function, masked
 from .ranks import jointly, rank_and_size
 from .running import RunningStats, check_weight
-from .loaders import as_validation, batches, before_normalize, check_indexed, groups_of
+from .loaders import Units, as_validation, batches, before_normalize, check_indexed, groups_of
 from .loaders import input_images, item_name, n_inputs, target_of, unit_of, unwrapped
 
 # %% ../nbs/05_measure.ipynb #f75de7ad
@@ -284,7 +284,8 @@ def _pass(share, bar):
 @contextmanager
 def _spare_cores(dl):
     "Leave the cores to the worker processes of `dl`, if it has any and no batch transform but conversion to float"
-    light = all(isinstance(f, IntToFloatTensor) for f in before_normalize(dl))  # refuses what is no such loader
+    idle = IntToFloatTensor, Units  # cost next to nothing
+    light = all(isinstance(f, idle) for f in before_normalize(dl))  # refuses what is no such loader
     n,workers = torch.get_num_threads(),unwrapped(dl).fake_l.num_workers
     if workers and light: torch.set_num_threads(max(1, n-workers))
     try: yield

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'image_moments', 'one_visit', 'every', 'sample_quantiles', 'image_quantiles', 'channel_error', 'check_batch',
-           'floating', 'takes_target', 'check_mask_function', 'masked', 'NoData', 'no_data', 'check_mask',
-           'NonFiniteError', 'nonfinite_error']
+           'floating', 'takes_target', 'check_mask_function', 'masked', 'NoData', 'no_data', 'nodata_text',
+           'nodata_from', 'check_mask', 'NonFiniteError', 'nonfinite_error']
 
 # %% ../nbs/01_moments.ipynb #70d688e7
 import math
@@ -274,6 +274,25 @@ def no_data(
         return NoData(float(nodata))
     if isinstance(nodata, str) and nodata in bands: return NoData(band=bands.index(nodata))
     raise ValueError(f"`nodata` must be a number (e.g. -9999), NaN, or one of the `bands`, got {nodata!r}")
+
+_is_0 = ' is 0'  # behind the name of a band, in files
+
+# %% ../nbs/01_moments.ipynb #19a00005
+def nodata_text(
+    nodata,         # A `NoData`, or `None`
+    bands:tuple=()  # Names of the channels
+)->str:
+    "How a file holds `nodata`: the value, `'nan'`, or `'BAND is 0'`; `''` for `None`"
+    if nodata is None: return ''
+    return str(nodata) if nodata.band is None else bands[nodata.band]+_is_0
+
+def nodata_from(
+    text:str,       # What `nodata_text` gave
+    bands:tuple=()  # Names of the channels
+)->NoData|None:
+    "The `NoData` of `text`"
+    if not text: return None
+    return no_data(text.removesuffix(_is_0) if text.endswith(_is_0) else float(text), bands)
 
 # %% ../nbs/01_moments.ipynb #2bafdf6c
 def check_mask(

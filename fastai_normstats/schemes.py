@@ -67,17 +67,21 @@ def _limits_of(m, percentiles):
                      "be left of it: leave the background out with `mask=`, or take wider `percentiles`")
 
 # %% ../nbs/06_schemes.ipynb #10976bdf
+def _percents(p, fits, wanted):
+    "`p` as two floats, if it is a pair of numbers that `fits`, or a ValueError that says what is `wanted`"
+    pair = isinstance(p, (tuple, list)) and len(p)==2 and all(isinstance(o, (int, float)) for o in p)
+    if pair and fits(*p): return tuple(map(float, p))
+    raise ValueError(f"`percentiles` must be (low, high) in %{wanted}, got {p!r}")
+
 @dataclass(frozen=True)
 class _Clipping(Scheme):
     percentiles:tuple = (0., 100.)
     limits:tuple|None = None
 
     def __post_init__(self):
-        p = self.percentiles
-        pair = isinstance(p, (tuple, list)) and len(p)==2 and all(isinstance(o, (int, float)) for o in p)
-        if not pair or not 0<=p[0]<p[1]<=100 or p[1]<=1:
-            raise ValueError(f"`percentiles` must be (low, high) in % between 0 and 100, e.g. (.5, 99.5), got {p!r}")
-        object.__setattr__(self, 'percentiles', tuple(map(float, p)))
+        def fits(low, high): return 0<=low<high<=100 and high>1
+        p = _percents(self.percentiles, fits, " between 0 and 100, e.g. (.5, 99.5)")
+        object.__setattr__(self, 'percentiles', p)
         if self.limits is not None: object.__setattr__(self, 'limits', _two(self.limits))
 
     @property
@@ -256,11 +260,8 @@ class HistogramStandardization(Scheme):
     landmarks:tuple|None = None    # Eleven rising values for each channel, in the units of the images; `None`: fitted
 
     def __post_init__(self):
-        p = self.percentiles
-        pair = isinstance(p, (tuple, list)) and len(p)==2 and all(isinstance(o, (int, float)) for o in p)
-        if not pair or not 0<=p[0]<10 or not 90<p[1]<=100:
-            raise ValueError(f"`percentiles` must be (low, high) in %, below 10 and above 90, got {p!r}")
-        object.__setattr__(self, 'percentiles', tuple(map(float, p)))
+        def fits(low, high): return 0<=low<10 and 90<high<=100
+        object.__setattr__(self, 'percentiles', _percents(self.percentiles, fits, ", below 10 and above 90"))
         if self.landmarks is not None: object.__setattr__(self, 'landmarks', _knots(self.landmarks))
 
     @property

@@ -24,7 +24,7 @@ from fasttransform import Pipeline, Transform
 from plum import NotFoundLookupError
 
 from .values import NormStats, check_bands, each_or_one, printable, say, stats_by_band, units_text
-from .moments import masked, no_data, takes_target
+from .moments import masked, no_data, nodata_from, nodata_text, takes_target
 from .ranks import jointly, rank_and_size
 from .loaders import bands_in, check_indexed, item_name, units_in, unwrapped
 from .measure import check_pass, look_at, measure_stats
@@ -238,9 +238,9 @@ def _set(self:DatasetStats, mean, std, axes, model, stats, pretrained, frozen, p
     "Take what was asked for, or refuse it"
     self.measure,self.verbose,self.cache = measure,verbose,cache
     _check_options(axes, cache, policy)
-    self._set_words(stats, bands, units, nodata)
+    nodata = self._set_words(stats, bands, units, nodata)
     self._set_numbers(mean, std, axes, asked_scheme(scheme, stats))
-    self._set_pass(tol, max_images, seed, mask, nonfinite, groups, weight)
+    self._set_pass(tol, max_images, seed, mask, nonfinite, groups, weight, nodata)
     self.question = dict(model=model_stats(model, n_channels=None), stats=_resolved(stats, self.bands),
                          pretrained=pretrained, frozen=frozen, policy=policy or Policy(), scheme=self.scheme)
 
@@ -259,18 +259,18 @@ def _set_numbers(self:DatasetStats, mean, std, axes, scheme):
 # %% ../nbs/13_transform.ipynb #18b00024
 @patch
 def _set_words(self:DatasetStats, stats, bands, units, nodata):
-    "What is said of channels and values, here or by a choice that is given back"
+    "What is said of channels and values, here or by a choice that is given back; returns what marks no data"
     was = stats if isinstance(stats, StatsChoice) else None
     self.bands,self.units = check_bands(bands),units_text(units)
-    if was is None: self.nodata = no_data(nodata, self.bands)
-    else:
-        self.bands = _agreed('bands', self.bands, was.bands)
-        self.units = _agreed('units', self.units, was.units)
-        self.nodata = _agreed('nodata', no_data(nodata, self.bands), _nodata_of(was) if was.nodata else None)
+    if was is None: return no_data(nodata, self.bands)
+    self.bands = _agreed('bands', self.bands, was.bands)
+    self.units = _agreed('units', self.units, was.units)
+    return _agreed('nodata', no_data(nodata, self.bands), nodata_from(was.nodata, was.bands))
 
-def _nodata_of(choice):
-    band = choice.nodata.removesuffix(' is 0')
-    return no_data(float(band) if band==choice.nodata else band, choice.bands)
+@patch(as_prop=True)
+def nodata(self:DatasetStats):
+    "Which pixels hold no data: a `NoData`, or `None`"
+    return self.pass_args.get('nodata')
 
 def _agreed(name, asked, kept):
     "What is asked for, or else what a choice brings; a ValueError where they differ"
@@ -290,9 +290,8 @@ def _check_count(self:DatasetStats, n, what):
 
 # %% ../nbs/13_transform.ipynb #18b00025
 @patch
-def _set_pass(self:DatasetStats, tol, max_images, seed, mask, nonfinite, groups, weight):
+def _set_pass(self:DatasetStats, tol, max_images, seed, mask, nonfinite, groups, weight, nodata):
     "How to measure; a scheme that needs the extremes reads every image"
-    nodata = self.nodata
     check_pass(tol, max_images, seed, mask, nonfinite, weight, nodata)
     if self.scheme.masked and takes_target(mask):
         raise ValueError(f"scheme {self.scheme.name!r} needs the mask of every image, also of those without a target: "
@@ -412,18 +411,15 @@ def setup(self:DatasetStats, items=None, train_setup=False):
 
 # %% ../nbs/13_transform.ipynb #18f00009
 @patch
-def _check_bands_of(self:DatasetStats, dl):
-    "Take the names that the block gives, and count the channels of a few images before all are read"
+def _take_words(self:DatasetStats, dl):
+    "Take the names of bands and the units that the block gives, where nobody else did"
     there = bands_in(dl)
     if there and self.bands and there!=self.bands:
         raise ValueError(f"`bands` names {', '.join(self.bands)}, and the block loads {', '.join(there)}: leave "
                          "`bands` out, or bring them into one order")
-    self.bands = self.bands or there
+    self.bands,self.units = self.bands or there,self.units or units_in(dl)
     stats = self.question['stats']
     if isinstance(stats, Mapping): self.question = {**self.question, 'stats': stats_by_band(stats, self.bands)}
-    few = look_at(dl, nonfinite='ignore') if self.bands and dl.n else None
-    if few is not None: self._check_count(few.n_channels, 'channels in the images')
-
 @patch
 def _fit(self:DatasetStats, dl):
     "Choose for training loader `dl`, or as before for this very split; a validation loader goes on with that choice"
@@ -433,7 +429,7 @@ def _fit(self:DatasetStats, dl):
                          f"{dl.dataset.split_idx}: set up the training loader first")
     check_indexed(unwrapped(dl))
     fp = Fingerprint(dl, **self.pass_args)
-    self._check_bands_of(dl)
+    self._take_words(dl)
     _,self.choice,self.ledger = self._earlier(fp) or self._fit_anew(dl, fp)
     self._train_signs = _signs(dl)
     self.mean,self.std = (_per_channel(v, self.axes).to(dl.device) for v in self.choice.stats)
@@ -480,6 +476,8 @@ def _measured(self:DatasetStats, dl, fp):
     "The ledger of `dl` and its provenance, from the cache or by a pass; one process reads and writes the cache for all"
     found,known = _first_says(lambda: self._kept(dl, fp))
     if found is not None: return found
+    few = look_at(dl, nonfinite='ignore') if self.bands and dl.n else None  # count channels before all is read
+    if few is not None: self._check_count(few.n_channels, 'channels in the images')
     m = measure_stats(dl, verbose=self.verbose, known=known, **self.pass_args)
     how = _first_says(lambda: provenance(dl, m, self.pass_args, fp))
     if self.cache is not False and not rank_and_size()[0] and not self._not_kept(fp):
@@ -533,7 +531,7 @@ def _guards(self:DatasetStats, dl, choice, few, ledger):
     plain = isinstance(choice.scheme, ZScore)
     given = choice.stats if plain and choice.kind!='custom' else None
     in_ledger,marked = check_ledger(ledger),ledger is not None and no_data_among(ledger) is not None
-    of_pixels = check_images(m, given, _off_range(choice) or not plain, self.units or units_in(dl), self.bands, marked)
+    of_pixels = check_images(m, given, _off_range(choice) or not plain, self.units, self.bands, marked)
     interpolated = [s for s in [mixed(others, self.nodata)] if s]
     return of_pixels + in_ledger + self._far(choice, few) + said + interpolated + self._mask_doubts(choice)
 
@@ -591,11 +589,10 @@ def _meet_images(self:DatasetStats, m):
     if not self.axes_given and m.n_spatial: self.axes = (0, *range(2, m.n_spatial+2))
 
 @patch
-def _words(self:DatasetStats, dl, choice, ledger):
+def _words(self:DatasetStats, choice, ledger):
     "The fields of the choice that say what is known of channels and values"
-    said = '' if self.nodata is None else str(self.nodata)
-    if said and self.nodata.band is not None: said = f'{self.bands[self.nodata.band]} is 0'
-    res = dict(bands=self.bands, units=self.units or units_in(dl), nodata=said)
+    said = nodata_text(self.nodata, self.bands)
+    res = dict(bands=self.bands, units=self.units, nodata=said)
     share = None if self.nodata is None or ledger is None else _left_out(ledger)
     if share is None: return res
     part = f"{each_or_one(share, '{:.1%}'.format)} of the pixels hold no data ({said}) or are masked, and do not count"
@@ -616,7 +613,7 @@ def _choose(self:DatasetStats, dl, fp):
     ledger = None
     if choice is None: choice,ledger = self._after_a_pass(dl, fp)
     self._meet_images(ledger if few is None else few)
-    choice = replace(choice, **self._words(dl, choice, ledger))
+    choice = replace(choice, **self._words(choice, ledger))
     choice = replace(choice, warnings=(*choice.warnings, *self._guards(dl, choice, few, ledger)))
     if rank_and_size()[0]: return choice,ledger  # one process speaks for all
     for w in choice.warnings: warnings.warn(printable(w))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['known_fields', 'NormStats', 'same_numbers', 'value_range', 'check_bands', 'stats_by_band', 'units_text', 'unit_range',
-           'brief', 'each_or_one', 'first_line', 'printable', 'say', 'write_file', 'write_json']
+           'brief', 'each_or_one', 'short', 'in_one_line', 'first_line', 'printable', 'say', 'write_file', 'write_json']
 
 # %% ../nbs/00_values.ipynb #74efff51
 import json, math, os, re, sys, tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from numbers import Real
@@ -97,12 +97,12 @@ def check_bands(
 )->tuple:
     "`bands` as a tuple of different words; a ValueError where they are not"
     if bands is None: return ()
-    res = () if isinstance(bands, (str, Mapping)) or not isinstance(bands, Iterable) else tuple(bands)
+    res = () if isinstance(bands, (str, Mapping, Set)) or not isinstance(bands, Iterable) else tuple(bands)
     res = tuple(str(b) if isinstance(b, str) else b for b in res)  # numpy's are not as plain
     if not res or not all(isinstance(b, str) and b.strip() and b.isprintable() for b in res):
         raise ValueError(f"`bands` must be a list of names, one a channel in the order of the image, got {bands!r}")
     if twice := [b for b in res if res.count(b)>1]:
-        raise ValueError(f"`bands` holds {twice[0]!r} twice: each channel needs a name of its own")
+        raise ValueError(f"`bands` must be a name of its own for each channel, got {twice[0]!r} twice")
     return res
 
 def stats_by_band(
@@ -158,6 +158,14 @@ def each_or_one(
     "One number where all channels read alike, else one of each, so that nobody wonders whose is missing"
     words = [*map(text, values)]
     return words[0] if len({*words})==1 else ', '.join(words)
+
+def short(v):
+    "`v` as a few characters of a message"
+    try: text = repr(v)
+    except (ValueError, RecursionError): text = type(v).__name__  # a number of too many digits, too deep a nesting
+    return text if len(text)<=60 else text[:57]+'…'
+
+def in_one_line(e): return ' '.join(str(e).split())[:300].rstrip('.') or type(e).__name__
 
 def first_line(e): return next((s.strip() for s in str(e).splitlines() if s.strip()), type(e).__name__)
 

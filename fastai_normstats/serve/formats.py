@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..values import brief, printable, unit_range, value_range, write_file
+from ..values import brief, unit_range, value_range, write_file
 from ..schemes import ZScore
 from ..models import read_json
 from ..choice import StatsChoice
@@ -246,17 +246,12 @@ def _coreml_code(p, size, resample):
 _codes = dict(torchvision=_torchvision_code, openvino=_openvino_code, coreml=_coreml_code,
               albumentations=_albumentations_code)
 
-# %% ../../nbs/45_serve_formats.ipynb #18c00012
-def _of_pixels(choice):
-    "Units and bands, for the head of a file"
-    units = f'pixel values are {choice.units}; '*bool(choice.units)
-    return printable(units+f"bands {', '.join(choice.bands)}; "*bool(choice.bands)).replace('"', "'").replace('\\', '/')
-
 def _code(format, p, size, resample, choice):
     "The Python file of a format that is told in code"
-    about = origin(choice)
+    about,pixels = origin(choice),choice.about_pixels().replace('"', "'").replace('\\', '/')
+    if pixels: pixels += '; '
     head = (f'"Preprocessing: {about["kind"]} statistics (rule `{about["rule"]}`), {about["n_images"]:,} training '
-            f'images; {_of_pixels(choice)}written by {about["written_by"]}"')
+            f'images; {pixels}written by {about["written_by"]}"')
     return '\n'.join([head, *_codes[format](p, size, resample), ''])
 
 def _from_code(format, p, size, resample, choice):

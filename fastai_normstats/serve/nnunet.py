@@ -8,7 +8,7 @@ __all__ = ['read_nnunet', 'is_nnunet']
 # %% ../../nbs/49_serve_nnunet.ipynb #e4900004
 from pathlib import Path
 
-from ..values import NormStats, value_range
+from ..values import NormStats, short, value_range
 from ..models import read_json
 from ..schemes import ClipZScore, ImageZScore, ZScore
 from ..choice import StatsChoice
@@ -17,19 +17,15 @@ from .formats import nnunet_files, nnunet_key
 # %% ../../nbs/49_serve_nnunet.ipynb #e4900006
 _read,_beside = ('mean', 'std', 'percentile_00_5', 'percentile_99_5'),('median', 'min', 'max')
 
-def _short(v):
-    try: return repr(v)[:60]
-    except (ValueError, RecursionError): return type(v).__name__
-
 def _number(d, k, where):
     if k not in d: raise ValueError(f"{where} has no `{k}`, which nnU-Net writes: extract the fingerprint again")
     v = d[k]
     if type(v) in (int, float) and abs(v)<1e30: return float(v)
-    raise ValueError(f"{where}: `{k}` must be a finite number, got {_short(v)}")
+    raise ValueError(f"{where}: `{k}` must be a finite number, got {short(v)}")
 
 def _channel(d, where):
     "The numbers of one channel, by their names"
-    if not isinstance(d, dict): raise ValueError(f"{where} must be an object with `mean`, `std`…, got {_short(d)}")
+    if not isinstance(d, dict): raise ValueError(f"{where} must be an object with `mean`, `std`…, got {short(d)}")
     res = {k: _number(d, k, where) for k in (*_read, *(k for k in _beside if k in d))}
     if res['std']<1e-8: raise ValueError(f"{where}: `std` must be above 0, got {res['std']:g}")
     for a,b in (('percentile_00_5', 'percentile_99_5'), ('min', 'max')):
@@ -45,7 +41,7 @@ def _channels(cfg, where):
         raise ValueError(f"{where} is neither nnU-Net's plans nor its fingerprint: it holds no object `{nnunet_key}`")
     if {*d}=={str(c) for c in range(len(d))}:
         return [_channel(d[str(c)], f"{where}, channel {c}") for c in range(len(d))]
-    raise ValueError(f"{where}: the channels of `{nnunet_key}` must be '0', '1'…, got {_short(sorted(d))}")
+    raise ValueError(f"{where}: the channels of `{nnunet_key}` must be '0', '1'…, got {short(sorted(d))}")
 
 # %% ../../nbs/49_serve_nnunet.ipynb #e4900009
 def _setting(configs, name, key):
@@ -60,16 +56,16 @@ def _schemes_of(configs, name, n, where):
     "How configuration `name` normalises each of `n` channels"
     res = _setting(configs, name, 'normalization_schemes')
     if isinstance(res, list) and len(res)==n and all(isinstance(o, str) for o in res): return tuple(res)
-    raise ValueError(f"{where}: `normalization_schemes` of configuration {_short(name)} must name a scheme for each of "
-                     f"the {n} channels, got {_short(res)}")
+    raise ValueError(f"{where}: `normalization_schemes` of configuration {short(name)} must name a scheme for each of "
+                     f"the {n} channels, got {short(res)}")
 
 def _planned(cfg, config, n, where):
     "(schemes, is the zero background left out, words for the configuration) of plans"
     configs = cfg['configurations']
     if not isinstance(configs, dict) or not configs:
-        raise ValueError(f"{where}: `configurations` must be an object with one or more, got {_short(configs)}")
+        raise ValueError(f"{where}: `configurations` must be an object with one or more, got {short(configs)}")
     if config is not None and (not isinstance(config, str) or config not in configs):
-        raise ValueError(f"{where} has no configuration {_short(config)}: known are {', '.join(map(repr, configs))}")
+        raise ValueError(f"{where} has no configuration {short(config)}: known are {', '.join(map(repr, configs))}")
     ways = {k: _schemes_of(configs, k, n, where) for k in ([config] if config else configs)}
     if len({*ways.values()})>1:
         listed = '; '.join(f'{k!r}: {", ".join(v)}' for k,v in ways.items())
@@ -93,7 +89,7 @@ def _from_fingerprint(cfg, folder, n):
     names = d.get('channel_names', d.get('modality'))
     if not isinstance(names, dict) or len(names)!=n or not all(isinstance(o, str) for o in names.values()):
         raise ValueError(f"{file}: `channel_names` must name each of the {n} channels of the fingerprint, got "
-                         f"{_short(names)}")
+                         f"{short(names)}")
     size = cfg.get('median_relative_size_after_cropping')
     masked = size<.75 if type(size) in (int, float) else None
     return tuple(_by_name.get(o.casefold(), 'ZScoreNormalization') for o in names.values()), masked, ()
@@ -118,7 +114,7 @@ def _one_scheme(schemes, where):
     for c,s in enumerate(schemes):
         if s in _refused: raise ValueError(f"{where}: channel {c} ({s}) {_refused[s]}")
         if s not in _taken:
-            raise ValueError(f"{where}: channel {c} has {_short(s)}, which is no scheme of nnU-Net's own: known are "
+            raise ValueError(f"{where}: channel {c} has {short(s)}, which is no scheme of nnU-Net's own: known are "
                              f"{', '.join(_taken)}; write a `Scheme` that does the same")
         if s==schemes[0]: continue
         raise ValueError(f"{where}: channel {c} has {s} and channel 0 {schemes[0]}, and a choice has one scheme for "
