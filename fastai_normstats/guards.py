@@ -110,10 +110,10 @@ def _near(ratio):
     return ' or '.join(found)
 
 # %% ../nbs/12_guards.ipynb #18b0003e
-def _one_ratio(r, most=.7):
+def _one_ratio(r):
     "The mean of ratios `r`, one a channel, where they are much the same; `None` where not"
     r = r[r>0].log()
-    return r.mean().exp().item() if len(r) and (r-r.mean()).abs().max()<=most else None
+    return r.mean().exp().item() if len(r) and (r-r.mean()).abs().max()<=.7 else None  # within twice
 
 def other_unit(
     m,    # What was measured, before normalisation

@@ -227,12 +227,12 @@ def doubts(self:LocalResponse, m):
 # %% ../nbs/06_schemes.ipynb #18c00001
 _deciles = tuple(k/10 for k in range(1, 10))
 
-def _knots(v, n=11):
+def _knots(v):
     "Landmarks as tuples of rising numbers, one tuple a channel, or a ValueError"
     try: res = tuple(tuple(map(float, o)) for o in v)
     except (TypeError, ValueError, OverflowError): res = ()
-    if res and all(len(o)==n and all(map(isfinite, o)) and all(a<b for a,b in zip(o, o[1:])) for o in res): return res
-    raise ValueError(f"`landmarks` must be {n} rising numbers for each channel, got {str(v)[:60]}")
+    if res and all(len(o)==11 and all(map(isfinite, o)) and all(a<b for a,b in zip(o, o[1:])) for o in res): return res
+    raise ValueError(f"`landmarks` must be 11 rising numbers for each channel, got {str(v)[:60]}")
 
 def _at_levels(q, levels):
     "The quantile functions `q` (…, 29) at `levels`, (…, len(levels))"
@@ -240,12 +240,14 @@ def _at_levels(q, levels):
     low = np.minimum(at.astype(int), len(LEVELS)-2)
     return q[...,low]+(at-low)*(q[...,low+1]-q[...,low])
 
-def _standard(own, least=1e-3):
-    "The standard landmarks (11,) of images with landmarks `own` (K, 11): no piece shorter than `least` of the whole"
+_least = 1e-3  # part of the whole that a piece between two landmarks has: a shorter one would not come back
+
+def _standard(own):
+    "The standard landmarks (11,) of images with landmarks `own` (K, 11)"
     own = own[own[:,-1]>own[:,0]]
     if not len(own): return None
     width = own[:,-1:]-own[:,:1]
-    pieces = np.diff(((own-own[:,:1])/width).mean(0)).clip(least)
+    pieces = np.diff(((own-own[:,:1])/width).mean(0)).clip(_least)
     lo = own[:,0].mean()
     return lo+np.r_[0., pieces.cumsum()/pieces.sum()]*width.mean()
 

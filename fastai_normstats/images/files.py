@@ -27,15 +27,18 @@ from ..values import in_one_line
 from ..loaders import Units
 
 # %% ../../nbs/50_images.ipynb #25205af1
-class TensorImageFloat(TensorImageBW):
-    "One channel in the units of the file, which `IntToFloatTensor` leaves as it is"
+class TensorInUnits(TensorImage):
+    "Values in the units of the file, which `IntToFloatTensor` leaves as they are"
+
+class TensorImageFloat(TensorInUnits, TensorImageBW):
+    "One channel in the units of the file"
     _show_args = {'cmap': 'gray'}
 
 @IntToFloatTensor
-def encodes(self, x:TensorImageFloat): return x
+def encodes(self, x:TensorInUnits): return x
 
 @IntToFloatTensor
-def decodes(self, x:TensorImageFloat): return x
+def decodes(self, x:TensorInUnits): return x
 
 # %% ../../nbs/50_images.ipynb #589dc9d5
 def _name(fn):
