@@ -6,9 +6,10 @@
 __all__ = ['own_keywords', 'KeptSplit', 'without_stats', 'check_keywords']
 
 # %% ../nbs/14_block.ipynb #5cacb048
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
+from typing import Any
 
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, FilteredBase, TfmdDL
@@ -30,14 +31,15 @@ from .transform import DatasetStats
 # %% ../nbs/14_block.ipynb #0592e1d5
 class KeptSplit:
     "A splitter that goes on with its first split while the items, and what `splitter` makes of them, stay the same"
+    splits:list  # the split that is kept
     def __init__(self,
-        splitter  # The splitter whose split is kept
+        splitter:Callable  # The splitter whose split is kept
     ):
         self.splitter = splitter
         self.splits,self.key,self.items,self.states = [None]*4  # the split that is kept, of which items, drawn how
         self.then = None  # called with items and split each time
 
-    def __call__(self, items):
+    def __call__(self, items:Any)->list:
         if not len(items):
             raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file "
                              "endings?)")
@@ -65,7 +67,7 @@ class KeptSplit:
 # %% ../nbs/14_block.ipynb #3a2ff8e7
 own_keywords = [k for k in signature(DatasetStats.__init__).parameters if k not in ('self', 'mean', 'std')]
 
-def without_stats(tfms):
+def without_stats(tfms:Iterable)->L:
     "`tfms` without any Normalize"
     return L(o for o in tfms if not isinstance(o, Normalize) and not (isinstance(o, type) and issubclass(o, Normalize)))
 
@@ -73,7 +75,7 @@ def _with_stats(tfms, tfm):
     "`tfms` with `tfm` in place of every Normalize"
     return without_stats(tfms) + [tfm]
 
-def check_keywords(block, kwargs, name='fit_stats'):
+def check_keywords(block:DataBlock, kwargs:dict, name:str='fit_stats')->None:
     "Refuse keywords of function `name` that no loader knows: fastai would ignore a misspelt one without a word"
     dl_type = kwargs.get('dl_type') or block.dl_type
     params,loaders = signature(dl_type.__init__).parameters,signature(FilteredBase.dataloaders).parameters
@@ -115,9 +117,9 @@ def _install_in_block(self, tfm):
 @patch
 @delegates(DatasetStats.__init__, keep=True, but=['mean', 'std'])
 def fit_stats(self:DataBlock,
-    source,      # What `dataloaders` takes: the folder, the DataFrame…
-    model=None,  # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
-    **kwargs     # Keywords of `DatasetStats` (`stats`, `pretrained`, `frozen`, `policy`, `seed`…), and of `dataloaders`
+    source:object,      # What `dataloaders` takes: the folder, the DataFrame…
+    model:object=None,  # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
+    **kwargs:Any # Keywords of `DatasetStats` (`stats`, `pretrained`, `frozen`, `policy`, `seed`…), and of `dataloaders`
 )->DataBlock:
     "Measure the training split of `source`, choose statistics and install them; see `stats_choice`"
     check_keywords(self, kwargs)
@@ -145,8 +147,8 @@ def stats_choice(self:DataBlock)->StatsChoice|None:
 @patch
 @delegates(DatasetStats.__init__, but=['mean', 'std'])
 def fit_stats(self:DataLoaders,
-    model=None,  # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
-    **kwargs     # Keywords of `DatasetStats`: `stats`, `pretrained`, `frozen`, `policy`, `seed`…
+    model:object=None,  # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
+    **kwargs:Any        # Keywords of `DatasetStats`: `stats`, `pretrained`, `frozen`, `policy`, `seed`…
 )->DataLoaders:
     "Measure the training loader, choose statistics and install them in all loaders; see `stats_choice`"
     if not len(self.loaders) or not all(isinstance(dl, TfmdDL) for dl in self.loaders):

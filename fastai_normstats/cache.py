@@ -7,6 +7,7 @@ __all__ = ['most_bytes', 'cache_folder', 'entries', 'write_entry', 'read_entry',
 
 # %% ../nbs/11_cache.ipynb #1e160458
 import json, os, stat, tempfile, time, warnings, zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import chain
@@ -27,7 +28,7 @@ _format,_version = 'fastai_normstats.cache',3
 most_bytes = 500_000_000  # of all entries in a folder
 
 def cache_folder(
-    cache  # True: the user's cache folder (XDG); False: none; or a folder
+    cache:bool|str|os.PathLike  # True: the user's cache folder (XDG); False: none; or a folder
 )->Path|None:
     "Where measurements are kept, `None` for nowhere"
     if cache is False: return None
@@ -82,11 +83,11 @@ def _make_room(folder, new):
 
 # %% ../nbs/11_cache.ipynb #c4c5a001
 def write_entry(
-    folder:Path,        # From `cache_folder`
-    fp:Fingerprint,     # Under which `m` was measured
-    m:RunningStats,     # The ledger to keep
-    how:dict            # From `provenance`
-):
+    folder:Path,     # From `cache_folder`
+    fp:Fingerprint,  # Under which `m` was measured
+    m:RunningStats,  # The ledger to keep
+    how:dict         # From `provenance`
+)->None:
     "Keep a measurement, in one step; a warning where that cannot be done"
     tmp,file = None,Path(folder)/f'{fp.name}.npz'
     try:
@@ -212,9 +213,9 @@ def _open(file):
         _cannot(file, ' '.join(str(e).split())[:200] or type(e).__name__)
 
 def read_entry(
-    folder:Path,     # From `cache_folder`
-    fp:Fingerprint,  # Of the loader that is to be measured
-    names            # What each of its items is called: a list, or a function of its number
+    folder:Path,         # From `cache_folder`
+    fp:Fingerprint,      # Of the loader that is to be measured
+    names:Callable|list  # What each of its items is called: a list, or a function of its number
 )->tuple|None:
     "The ledger kept under `fp` and its provenance; `None` if there is none, or if the images look different now"
     found = _open(Path(folder)/f'{fp.name}.npz')
@@ -260,7 +261,7 @@ def known_rows(
 
 # %% ../nbs/11_cache.ipynb #c4c50009
 def clear_cache(
-    cache=True  # As in `cache_folder`
+    cache:bool|str|os.PathLike=True  # As in `cache_folder`
 )->int:
     "Remove all entries; how many there were"
     folder = cache_folder(cache)
@@ -271,10 +272,10 @@ def clear_cache(
 
 # %% ../nbs/11_cache.ipynb #f3278c5e
 def provenance(
-    dl:TfmdDL,           # The training loader that was measured
-    m:RunningStats,      # What was measured
-    pass_args:dict,      # Arguments of `measure_stats`
-    fp:Fingerprint=None  # Of the loader
+    dl:TfmdDL,                # The training loader that was measured
+    m:RunningStats,           # What was measured
+    pass_args:dict,           # Arguments of `measure_stats`
+    fp:Fingerprint|None=None  # Of the loader
 )->dict:
     "When, from what and with what `m` was measured, as JSON"
     dl = unwrapped(dl)

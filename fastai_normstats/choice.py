@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from fastcore.basics import patch
 
@@ -39,12 +40,12 @@ class StatsChoice:
     nodata:str=''                      # Which pixels hold no data and become 0: a value, `'nan'`, or `'BAND is 0'`
     file:str=field(default='', compare=False)   # Name of the file that it was loaded from; files do not hold it
 
-    def label(self, s):
+    def label(self, s:NormStats)->str:
         "What to call statistics `s` beside others"
         if s.name!='custom': return s.name
         return 'model' if s==self.model else 'given'
 
-    def channel_names(self, n):
+    def channel_names(self, n:int)->list:
         "What to call the `n` channels of some numbers: the bands where there are so many, else numbers"
         return list(self.bands) if len(self.bands)==n else list(range(n))
 
@@ -71,9 +72,8 @@ def _measured_rows(m, model, used, estimator):
 
 # %% ../nbs/08_choice.ipynb #c3320a9f
 @patch
-def table(self:StatsChoice):
+def table(self:StatsChoice)->pd.DataFrame:
     "One row a candidate and channel; `std` is what would divide, `shift` is in σ of the model"
-    import pandas as pd
     plain = isinstance(self.scheme, ZScore)
     own = plain and self.kind=='custom'
     rows = _measured_rows(self.measured, self.model, own, self.stats.estimator) if self.measured else []
@@ -88,7 +88,7 @@ def table(self:StatsChoice):
 
 # %% ../nbs/08_choice.ipynb #1c0f0007
 @patch
-def __repr__(self:StatsChoice):
+def __repr__(self:StatsChoice)->str:
     table = self.table().to_string(index=False, float_format='%.4g', na_rep='–')
     head = f"{self.kind} statistics (rule `{self.rule}`): {self.why}"
     return printable('\n'.join([head, table, *[f"warning: {w}" for w in self.warnings]]))
@@ -212,7 +212,7 @@ def _check_channels(choice):
 
 # %% ../nbs/08_choice.ipynb #58ad5da4
 @patch(cls_method=True)
-def from_dict(cls:StatsChoice, d)->StatsChoice:
+def from_dict(cls:StatsChoice, d:dict)->StatsChoice:
     "The choice that `to_dict` wrote"
     if not isinstance(d, dict) or d.get('format')!=_format: raise ValueError("this is not a saved StatsChoice")
     if d.get('version')!=2:
@@ -242,7 +242,7 @@ def load(cls:StatsChoice,
 
 # %% ../nbs/08_choice.ipynb #1c0f0012
 def choice_of(
-    tfm  # A transform, or None
+    tfm:object  # A transform, or None
 )->StatsChoice|None:
     "The choice behind the numbers of `tfm`, also where `freeze_stats` left it as a dict; `None` where there is none"
     kept = getattr(tfm, 'choice', None)

@@ -7,6 +7,7 @@ __all__ = ['used_stats']
 
 # %% ../nbs/15_drift.ipynb #0c3bab0b
 import math, os, warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -278,13 +279,13 @@ def _warn_of(train, dl, ledgers, used, scheme, units=''):
 # %% ../nbs/15_drift.ipynb #8e8c0f11
 @patch
 def check_stats(self:DataLoaders,
-    dl=None,             # A loader, a folder or items; `None`: the validation loader
-    by=None,             # Function of an item, column or list: rows a group (scanner, hospital…); `None`: all together
-    groups=None,         # Whose an image is, as in `measure_stats`; `None`: as in the fit, if that can be asked
-    against:str='used',  # Compare with the statistics in use, or with the training images (`'train'`)
-    tol:float=.01,       # These as in `measure_stats`
-    mask=None,           # `None`: the one of the fit
-    nonfinite:str=None,  # `None`: as in the fit
+    dl:TfmdDL|str|os.PathLike|Iterable|None=None, # A loader, a folder or items; `None`: the validation loader
+    by:Callable|Iterable|None=None, # Function of an item, column or list: rows a group (scanner…); `None`: all together
+    groups:Callable|Iterable|None=None, # As in `measure_stats`; `None`: as in the fit, if that can be asked
+    against:str='used',       # Compare with the statistics in use, or with the training images (`'train'`)
+    tol:float=.01,            # These as in `measure_stats`
+    mask:Callable|None=None,  # `None`: the one of the fit
+    nonfinite:str|None=None,  # `None`: as in the fit
     seed:int=0,
     verbose:bool=True
 )->pd.DataFrame:
@@ -348,7 +349,7 @@ def _all_well(fit, want, choice, name, scratch, n):
 # %% ../nbs/15_drift.ipynb #5e8fc1ba
 @patch
 def check_stats(self:Learner,
-    model=None,        # What `model_stats` takes, where `learn.arch` does not say it (other `weights`)
+    model:object=None, # What `model_stats` takes, where `learn.arch` does not say it (other `weights`)
     verbose:bool=True  # Print what was found where nothing is wrong?
 )->pd.DataFrame:
     "Statistics in use beside those that the model expects, a row a channel; warns where they differ for no reason"

@@ -9,6 +9,7 @@ __all__ = ['n_features', 'n_looked_at', 'digest', 'describe', 'versions', 'recip
 # %% ../nbs/10_fingerprint.ipynb #04f10003
 import datetime as dt
 import hashlib, heapq, os, re, sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
@@ -16,25 +17,27 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import PosixPath, WindowsPath
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plum
 import torch
 import torch.nn.functional as F
+from fastai.data.core import TfmdDL
 from fastai.torch_core import no_random
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fasttransform import ItemTransform, Pipeline
 from PIL import Image
 
-from .moments import check_mask, masked, takes_target
+from .moments import NoData, check_mask, masked, takes_target
 from .loaders import (
     ReadError, batches, before_normalize, groups_of, input_images, item_at, n_inputs, target_of, unwrapped)
 
 # %% ../nbs/10_fingerprint.ipynb #04f10006
 def digest(
-    *parts  # Words or bytes
+    *parts:str|bytes  # Words or bytes
 )->str:
     "The first 24 hexadecimal digits of the SHA-256 of `parts`"
     h = hashlib.sha256()
@@ -166,7 +169,7 @@ def _part(o, depth, left):
     return _name_of(type(o))
 
 def describe(
-    o  # Anything
+    o:object  # Anything
 )->str:
     "`o` in words that are the same in every process: plain values, bytecode, else the name of its class; never raises"
     return _short(_part(o, 8, iter(range(2000))), 1000)
@@ -192,10 +195,10 @@ def _steps(dl, both=False):
 
 # %% ../nbs/10_fingerprint.ipynb #d290e503
 def recipe(
-    dl,                     # A training loader
-    mask=None,              # These as in `measure_stats`
+    dl:TfmdDL,                # A training loader
+    mask:Callable|None=None,  # These as in `measure_stats`
     nonfinite:str='error',
-    nodata=None,
+    nodata:NoData|None=None,
     sampled:int=256
 )->list:
     "What is done to an item before it is measured, a line each"
@@ -214,7 +217,7 @@ _pixels = np.ndarray, torch.Tensor, Image.Image
 _paths  = str, PosixPath, WindowsPath
 
 def is_file(
-    o  # Anything
+    o:object  # Anything
 )->bool:
     "Is `o` the path of a file?"
     try: return isinstance(o, (str, os.PathLike)) and os.path.isfile(o)
@@ -273,7 +276,7 @@ def _row_keys(items):
         return [describe(tuple(row)) for row in pd.DataFrame(items).itertuples()]
 
 def value_keys(
-    items  # Paths, rows of a table, arrays or other values
+    items:Any  # Paths, rows of a table, arrays or other values
 )->tuple:
     "A key for each item by its value, and whether all are pixels"
     if hasattr(items, 'iloc'): return _row_keys(items), False
@@ -292,8 +295,8 @@ def _keys_of(tl):
     return ([f'{f} {v}' for f,v in zip(files, values)], True) if files else (values, pixels)
 
 def item_keys(
-    dl,               # A training loader
-    mask=None         # As in `measure_stats`; one that sees the targets makes them part of the items
+    dl:TfmdDL,               # A training loader
+    mask:Callable|None=None  # As in `measure_stats`; one that sees the targets makes them part of the items
 )->tuple:
     "A digest of each training item (`None` where the dataset does not show them), and whether they may be kept on disk"
     tls,parts = _sources(unwrapped(dl), takes_target(mask)),[]
@@ -358,11 +361,11 @@ class Look:
         self.keys,self.first,self.second,self.reproducible = keys,first,second,reproducible
         self.deterministic = reproducible and _agree(first, second)
 
-    def agrees(self, other):
+    def agrees(self, other:'Look')->bool:
         "Do the same images look the same, to 1e-4 of the range of each channel?"
         return self.keys==other.keys and _agree(self.first, other.first) and _agree(self.second, other.second)
 
-    def agrees_where_shared(self, other):
+    def agrees_where_shared(self, other:'Look')->bool:
         "Do the images that both have seen look the same, for deterministic pipelines? False where there are none"
         theirs = dict(zip(other.keys, other.first))
         shared = [(v, theirs[k]) for k,v in zip(self.keys, self.first) if k in theirs]
@@ -372,9 +375,9 @@ class Look:
 n_looked_at = 16
 
 def look(
-    dl,              # A training loader
-    keys:list=None,  # From `item_keys`
-    mask=None        # As in `measure_stats`
+    dl:TfmdDL,               # A training loader
+    keys:list|None=None,     # From `item_keys`
+    mask:Callable|None=None  # As in `measure_stats`
 )->Look:
     "Look at 16 training images after the pipeline, under two seeds; random states stay as they are"
     dl = unwrapped(dl)
@@ -393,13 +396,13 @@ def look(
 class Fingerprint:
     "What a measurement of training loader `dl` depends on; `differs` compares two"
     def __init__(self,
-        dl,                    # A training loader
-        mask=None,             # These as in `measure_stats`
+        dl:TfmdDL,                # A training loader
+        mask:Callable|None=None,  # These as in `measure_stats`
         nonfinite:str='error',
-        groups=None,
-        nodata=None,
+        groups:Callable|Iterable|None=None,
+        nodata:NoData|None=None,
         sampled:int=256,
-        **reading              # `tol`, `max_images`, `seed`, `weight`
+        **reading:Any             # `tol`, `max_images`, `seed`, `weight`
     ):
         self.dl,self.counting = unwrapped(dl),dict(mask=mask, nonfinite=nonfinite, nodata=nodata, sampled=sampled)
         self.dataset,self._look,self.moving = self.dl.dataset,None,set()
@@ -415,35 +418,35 @@ class Fingerprint:
         return digest('\n'.join(groups_of(range(self.dl.n) if items is None else items, groups)))
 
     @property
-    def pipeline(self): return digest('\n'.join(self.recipe))
+    def pipeline(self)->str: return digest('\n'.join(self.recipe))
 
     @property
-    def name(self):
+    def name(self)->str:
         "What an entry for it is called: pipeline first, so that entries of other folds are found"
         return f"{self.pipeline[:16]}-{digest(str(self.items_digest), *self.reading)[:16]}"
 
 # %% ../nbs/10_fingerprint.ipynb #18b0003c
 @patch(as_prop=True)
-def look(self:Fingerprint):
+def look(self:Fingerprint)->Look:
     "What the images look like, looked at when it is first asked for"
     if self._look is None: self._look = look(self.dl, self.keys, self.counting['mask'])
     return self._look
 
 # %% ../nbs/10_fingerprint.ipynb #11355fcc
 @patch(as_prop=True)
-def reproducible(self:Fingerprint):
+def reproducible(self:Fingerprint)->bool:
     "Can what it stands for be recognised? Not where the same seed was seen to give two pictures"
     return self._look is None or self._look.reproducible
 
 @patch(as_prop=True)
-def deterministic(self:Fingerprint):
+def deterministic(self:Fingerprint)->bool:
     "Is an image the same in every pass? The look shows no difference, and no transform acts in training only"
     if not self.look.deterministic: return False
     return all(getattr(f, 'split_idx', None)!=0 for f in chain(*_steps(self.dl).values()))  # not even seldom
 
 # %% ../nbs/10_fingerprint.ipynb #04f1a003
 @patch
-def settle(self:Fingerprint):
+def settle(self:Fingerprint)->Fingerprint:
     "Let go of the loader after the pass: what was not looked at so far never will be"
     now = recipe(self.dl, **self.counting)
     if len(now)==len(self.recipe): self.moving = {i for i,line in enumerate(now) if line!=self.recipe[i]}
@@ -453,7 +456,7 @@ def settle(self:Fingerprint):
 
 @patch
 def differs(self:Fingerprint,
-    other  # A settled fingerprint
+    other:Fingerprint  # A settled fingerprint
 )->list:
     "The parts in which `other` differs, in words"
     shown = self.items_digest is not None or self.dataset is other.dataset

@@ -9,6 +9,7 @@ __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'backgr
 
 # %% ../nbs/12_guards.ipynb #8d9b8ff5
 import os, re
+from collections.abc import Iterable
 from itertools import dropwhile
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -16,14 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.core import TfmdDL
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, no_random
 from fastai.vision.augment import AffineCoordTfm, Dihedral, Flip, RandomErasing, RandomResizedCropGPU, SpaceTfm
 from fasttransform import Transform
 from PIL import Image, UnidentifiedImageError
 
-from .values import brief, each_or_one, unit_range
+from .values import NormStats, brief, each_or_one, unit_range
 from .moments import LEVELS, NoData
+from .running import Measured, RunningStats
 from .loaders import item_at, unwrapped
 from .measure import handful, look_at
 from .models import IMAGENET
@@ -39,7 +42,7 @@ def _spans(m, lo, hi):
     return bool((inside & reaches).all())
 
 def already_normalised(
-    m  # `RunningStats` of the images before normalisation
+    m:RunningStats|Measured  # `RunningStats` of the images before normalisation
 )->str|None:
     "Do the values look normalised: with ImageNet's numbers, to [-1, 1], or to mean 0 and std 1?"
     if (m.min>=0).all(): return None
@@ -58,14 +61,14 @@ def already_normalised(
 # %% ../nbs/12_guards.ipynb #b271053f
 def _run(m): return "the pixel values run from {} to {}".format(*map(brief, m.ends))
 
-def unscaled(m)->str|None:
+def unscaled(m:RunningStats|Measured)->str|None:
     "8-bit images that nobody divided by 255?"
     lo,hi = m.ends
     if lo<0 or not 128<=hi<=255: return None
     return (f"{_run(m)}: these are 8-bit images that were not scaled to [0, 1], which pretrained models take; put "
             "`IntToFloatTensor()` into the batch transforms, or divide by 255")
 
-def unused_range(m)->str|None:
+def unused_range(m:RunningStats|Measured)->str|None:
     "Values on under a tenth of the range they should fill?"
     a,b = m.ends
     lo,hi = (0., 1.) if 0<=a and b<=1 else m.value_range
@@ -75,7 +78,7 @@ def unused_range(m)->str|None:
     return (f"the pixel values use {used}: were they divided by too much, such as 12-bit values by 65535? Divide by "
             "the largest value that they can have, here 4095")
 
-def constant(m)->str|None:
+def constant(m:RunningStats|Measured)->str|None:
     "A channel that carries nothing?"
     return constant_text(m)
 
@@ -85,7 +88,7 @@ def _at_ends(m, width):
     q = m.quantile(torch.linspace(0, 1, 401, dtype=torch.float64))
     return torch.stack([(q<=m.min+width).double().mean(0), (q>=m.max-width).double().mean(0)])
 
-def background(m)->str|None:
+def background(m:RunningStats|Measured)->str|None:
     "One value at an end of the range that more than half of the pixels have?"
     (lo,hi),(low,high) = m.value_range,m.quantile([.05, .95])
     width = min(hi-lo, 4*(high-low).max().item())/256  # a few values far off leave the rest no background
@@ -116,8 +119,8 @@ def _one_ratio(r):
     return r.mean().exp().item() if len(r) and (r-r.mean()).abs().max()<=.7 else None  # within twice
 
 def other_unit(
-    m,    # What was measured, before normalisation
-    stats # `NormStats` given by hand, as many as channels
+    m:RunningStats|Measured, # What was measured, before normalisation
+    stats:NormStats          # `NormStats` given by hand, as many as channels
 )->str|None:
     "Numbers for values that are larger or smaller by a usual factor, or that lie 1,024 higher or lower?"
     mean,std = (torch.tensor(o, dtype=torch.float64) for o in stats)
@@ -137,8 +140,8 @@ def other_unit(
 
 # %% ../nbs/12_guards.ipynb #18b0003a
 def off_units(
-    m,        # What was measured, before normalisation
-    units:str # As `units_text` gives them
+    m:RunningStats|Measured, # What was measured, before normalisation
+    units:str                # As `units_text` gives them
 )->str|None:
     "Values that cannot be in the declared units?"
     if not units: return None
@@ -164,8 +167,8 @@ def _divided(least, most):
 
 # %% ../nbs/12_guards.ipynb #505cfdd4
 def off_range(
-    m,     # `RunningStats` of the images before normalisation
-    stats  # `NormStats` to normalise them with, not measured on them
+    m:RunningStats|Measured,  # `RunningStats` of the images before normalisation
+    stats:NormStats           # `NormStats` to normalise them with, not measured on them
 )->str|None:
     "Numbers made for images on another range of values?"
     if stats.name=='custom': return _off_scale(m, stats)
@@ -187,9 +190,9 @@ def _off_scale(m, stats, most=20):
 
 # %% ../nbs/12_guards.ipynb #18b00035
 def another_order(
-    m,        # What was measured, before normalisation
-    stats,    # `NormStats` given by hand
-    bands=()  # Names of the channels
+    m:RunningStats|Measured,  # What was measured, before normalisation
+    stats:NormStats,          # `NormStats` given by hand
+    bands:tuple=()            # Names of the channels
 )->str|None:
     "Numbers that fit the channels much better in another order?"
     from scipy.optimize import linear_sum_assignment
@@ -221,7 +224,7 @@ def _apart(q, end):
     return (value if end==0 else -value), has.sum(), share, np.median(rest-value), np.median(q[has,-2]-rest)
 
 def no_data_among(
-    m  # `RunningStats`, measured without `nodata`
+    m:RunningStats  # `RunningStats`, measured without `nodata`
 )->str|None:
     "A value far from all others that many pixels have?"
     if not m.n_images: return None
@@ -246,7 +249,7 @@ def _acts_on_images(f):
     return not kinds or any(map(meets, kinds))
 
 def after_normalize(
-    tfms  # Batch transforms in the order in which they are applied
+    tfms:Iterable  # Batch transforms in the order in which they are applied
 )->str|None:
     "A transform that acts on normalised values?"
     late = list(dropwhile(lambda f: not isinstance(f, Normalize), tfms))[1:]
@@ -259,7 +262,7 @@ def after_normalize(
             f"`order` below {Normalize.order}")
 
 def twice(
-    tfms  # All item and batch transforms
+    tfms:Iterable  # All item and batch transforms
 )->str|None:
     "More than one normalisation?"
     found = [f for f in tfms if isinstance(f, Normalize) or getattr(f, 'name', '').split(' ')[0]=='Normalize']
@@ -269,7 +272,7 @@ def twice(
 
 # %% ../nbs/12_guards.ipynb #a1511590
 def less_than_a_batch(
-    dl  # The training loader
+    dl:TfmdDL  # The training loader
 )->str|None:
     "Does training see no batch at all?"
     if not dl.n or not dl.bs or not dl.drop_last or dl.n>=dl.bs: return None
@@ -279,8 +282,8 @@ def less_than_a_batch(
 
 # %% ../nbs/12_guards.ipynb #7ebf3bf0
 def clamps(
-    dl,   # The training loader
-    tfms  # Its batch transforms
+    dl:TfmdDL,     # The training loader
+    tfms:Iterable  # Its batch transforms
 )->str|None:
     "Lighting or colour augmentation, which works on [0, 1], on images that do not live there?"
     light = next((f for f in tfms if isinstance(f, SpaceTfm)), None)
@@ -317,7 +320,7 @@ def _cut(raw, loaded):
 
 # %% ../nbs/12_guards.ipynb #36f9c7a8
 def clipped(
-    dl  # The training loader
+    dl:TfmdDL  # The training loader
 )->str|None:
     "16-bit (or float) images that loading clips to 0–255? Looks at a handful of files"
     if not hasattr(dl.dataset, 'tls'): return None
@@ -363,8 +366,8 @@ def _alike(
 
 # %% ../nbs/12_guards.ipynb #6299c6ae
 def families(
-    m,         # `RunningStats` measured without groups
-    z:float=4. # Standard errors that the intra-class correlation of the images' means must exceed
+    m:RunningStats, # `RunningStats` measured without groups
+    z:float=4.      # Standard errors that the intra-class correlation of the images' means must exceed
 )->str|None:
     "Do several images share the beginning of their names, and resemble each other?"
     if m.grouped or not m.n_images: return None
@@ -394,7 +397,7 @@ def _of_groups(m):
     return df[df.n>1].reset_index()
 
 def influential(
-    m,               # `RunningStats`
+    m:RunningStats,  # `RunningStats`
     most:float=.02,  # Change of mean or std, in σ, without the image, or without its group
     z:float=8.       # Robust z of the mean or std of the image, or of half of the group's images
 )->str|None:
@@ -431,7 +434,7 @@ def _flat(q, most=8):
     return (step.sum(-1)<=most).all(-1) & np.isfinite(q).all((1, 2))
 
 def masks_among(
-    m  # `RunningStats`
+    m:RunningStats  # `RunningStats`
 )->str|None:
     "Files of a few values whose names say that they are the masks of other images?"
     if m.n_images<6: return None
@@ -448,10 +451,10 @@ def masks_among(
 
 # %% ../nbs/12_guards.ipynb #6a000009
 def reach(
-    m,          # What was measured, before normalisation
-    stats,      # `NormStats` in use
-    model,      # `NormStats` of the pretrained model
-    most:float=2. # How many times as far is too far
+    m:RunningStats|Measured, # What was measured, before normalisation
+    stats:NormStats,         # `NormStats` in use
+    model:NormStats,         # `NormStats` of the pretrained model
+    most:float=2.            # How many times as far is too far
 )->str|None:
     "Does normalisation send values more than twice as far from 0 as anything that the pretrained model saw?"
     far,known = reaches(m, stats, model)
@@ -462,8 +465,8 @@ def reach(
 
 # %% ../nbs/12_guards.ipynb #4b2e7bb7
 def mixed(
-    tfms,       # Batch transforms
-    nodata=None # A `NoData`, or `None`
+    tfms:Iterable,          # Batch transforms
+    nodata:NoData|None=None # A `NoData`, or `None`
 )->str|None:
     "Interpolation between pixels with and without data?"
     if nodata is None or nodata.value!=nodata.value: return None
@@ -480,12 +483,12 @@ def mixed(
 def _said(*sentences): return [s for s in sentences if s]
 
 def check_images(
-    m,                    # `RunningStats` of the images before normalisation
-    stats=None,           # `NormStats` in use; `None`: those measured
-    range_said:bool=False,# Has the rule `range` spoken of their range already?
-    units:str='',         # What values are declared to be
-    bands:tuple=(),       # Names of the channels
-    marked:bool=False     # Does a value look like the mark of no data, which is no background?
+    m:RunningStats|Measured,   # `RunningStats` of the images before normalisation
+    stats:NormStats|None=None, # `NormStats` in use; `None`: those measured
+    range_said:bool=False,     # Has the rule `range` spoken of their range already?
+    units:str='',              # What values are declared to be
+    bands:tuple=(),            # Names of the channels
+    marked:bool=False          # Does a value look like the mark of no data, which is no background?
 )->list:
     "What the guards say to the pixels: a list of sentences; a constant channel is the choice's to mention"
     if not m.n_images: return []
@@ -502,15 +505,15 @@ def check_images(
 
 # %% ../nbs/12_guards.ipynb #18b0003b
 def check_ledger(
-    m  # `RunningStats` of the training images, `None` where they were not measured
+    m:RunningStats|None  # `RunningStats` of the training images, `None` where they were not measured
 )->list:
     "What the guards say to the ledger: a list of sentences"
     return [] if m is None else _said(families(m), influential(m), masks_among(m), no_data_among(m))
 
 def check_loader(
-    dl,              # The training loader
-    tfms=None,       # Its batch transforms, where `dl.after_batch` does not hold them yet
-    trial:bool=False # Is it for measuring only, so that its batch size says nothing about training?
+    dl:TfmdDL,               # The training loader
+    tfms:Iterable|None=None, # Its batch transforms, where `dl.after_batch` does not hold them yet
+    trial:bool=False         # Is it for measuring only, so that its batch size says nothing about training?
 )->list:
     "What the guards say to the pipeline and the files: a list of sentences"
     dl = unwrapped(dl)

@@ -9,10 +9,11 @@ __all__ = ['unwrapped', 'before_normalize', 'normalize_in', 'input_images', 'tar
 
 # %% ../nbs/04_loaders.ipynb #9af9c7c1
 import math, re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from functools import partial
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from fasttransform import DisplayedTransform, Pipeline
 from .values import first_line, units_text
 
 # %% ../nbs/04_loaders.ipynb #45d16d1c
-def unwrapped(dl):
+def unwrapped(dl:Any)->Any:
     "`dl`, or the loader in fastai's `DistributedDL`, whose own `after_batch` is a method"
     return dl.dl if isinstance(getattr(dl, 'dl', None), TfmdDL) else dl
 
@@ -41,7 +42,7 @@ def before_normalize(
                         "DataBlock or `Datasets.dataloaders`")
     return [f for f in dl.after_batch.fs if f.order<Normalize.order and not isinstance(f, Normalize)]
 
-def normalize_in(dl):
+def normalize_in(dl:TfmdDL)->Normalize|None:
     "The Normalize among the batch transforms of `dl`, `None` where there is none"
     return next((f for f in unwrapped(dl).after_batch.fs if isinstance(f, Normalize)), None)
 
@@ -51,8 +52,8 @@ def _leaves(o):
     return [leaf for part in o for leaf in _leaves(part)] if isinstance(o, (tuple, list)) else [o]
 
 def input_images(
-    b,               # A batch as the loader yields it
-    n_inp:int=None   # How many of its parts are inputs; `None`: all but the last, as fastai has it
+    b:object,            # A batch as the loader yields it
+    n_inp:int|None=None  # How many of its parts are inputs; `None`: all but the last, as fastai has it
 )->list:
     "The images among the inputs of `b`, or its targets if there are none: those that fastai's Normalize would act on"
     parts = list(b) if isinstance(b, (tuple, list)) else [b]
@@ -65,16 +66,16 @@ def input_images(
                     "(e.g. `ImageBlock`)")
 
 def target_of(
-    b,               # A batch, or an item, as the loader yields it
-    n_inp:int=None   # How many of its parts are inputs; `None`: all but the last
-):
+    b:object,            # A batch, or an item, as the loader yields it
+    n_inp:int|None=None  # How many of its parts are inputs; `None`: all but the last
+)->Any:
     "The first target of `b`, `None` where there is none"
     parts = list(b) if isinstance(b, (tuple, list)) else [b]
     targets = parts[n_inp or max(1, len(parts)-1):]
     return targets[0] if targets else None
 
 def n_inputs(
-    dl  # A loader
+    dl:TfmdDL  # A loader
 )->int|None:
     "How many parts of its batches are inputs; `None` where its dataset does not say"
     return getattr(getattr(unwrapped(dl), 'dataset', None), 'n_inp', None)
@@ -85,18 +86,18 @@ class Units(DisplayedTransform):
     order = 98  # behind what scales the images
 
     def __init__(self,
-        units  # As in `units_text`
+        units:str|float|None  # As in `units_text`
     ): self.units = units_text(units)
 
 def bands_in(
-    dl  # A loader
+    dl:TfmdDL  # A loader
 )->tuple:
     "The names that a block gives to the channels of its images, `band_names` of a type transform; `()` where none does"
     tls = getattr(getattr(unwrapped(dl), 'dataset', None), 'tls', [])[:n_inputs(dl)]
     return next((tuple(f.band_names) for tl in tls for f in tl.tfms.fs if getattr(f, 'band_names', None)), ())
 
 def units_in(
-    dl  # A loader
+    dl:TfmdDL  # A loader
 )->str:
     "What the last `Units` among the batch transforms of `dl` declares; `''` where there is none"
     found = [f.units for f in before_normalize(dl) if isinstance(f, Units)]
@@ -107,15 +108,15 @@ class ReadError(OSError):
     "An item could not be read or transformed; names it"
 
 def item_at(
-    items,  # A list, or the rows of a table
-    i:int   # Which
-):
+    items:Any,  # A list, or the rows of a table
+    i:int       # Which
+)->Any:
     "The `i`-th of `items`"
     return items.iloc[i] if hasattr(items, 'iloc') else items[i]
 
 def item_name(
-    dataset,  # Or anything with `items`
-    i:int     # An index into it
+    dataset:object,  # Or anything with `items`
+    i:int            # An index into it
 )->str:
     "The file or row that is read for index `i`, for messages and tables"
     items = getattr(dataset, 'items', None)
@@ -191,8 +192,8 @@ class _BatchTransforms:
 
 # %% ../nbs/04_loaders.ipynb #f75de74a
 def check_indexed(
-    dl  # A loader
-):
+    dl:TfmdDL  # A loader
+)->None:
     "Refuse a loader over an iterable set"
     if dl.indexed and dl.n is not None: return
     raise TypeError("the training set must be indexed and have a length: an iterable one cannot be gone through once")
@@ -205,11 +206,11 @@ def _own_attributes(dl):
     return {k: v for k,v in vars(dl).items() if k not in _made_anew and k not in dl._methods}
 
 def loader_of(
-    dl:TfmdDL,      # A loader
-    idxs:list,      # Indices of the items to read, in this order
-    before=Normalize.order, # Batch transforms ordered below this are applied
-    **kwargs        # Of the new loader
-):
+    dl:TfmdDL,                  # A loader
+    idxs:list,                  # Indices of the items to read, in this order
+    before:int=Normalize.order, # Batch transforms ordered below this are applied
+    **kwargs:Any                # Of the new loader
+)->DataLoader:
     "A loader like `dl` up to Normalize over the items `idxs`, once each: yields pairs (batch, indices of its items)"
     pipe = Pipeline([f for f in before_normalize(dl) if f.order<before])
     kwargs = {'bs': dl.bs and 2**min(10, int(math.log2(dl.bs))), **kwargs}
@@ -224,10 +225,10 @@ def loader_of(
 
 # %% ../nbs/04_loaders.ipynb #19c916e2
 def batches(
-    dl:TfmdDL,   # These as in `loader_of`
+    dl:TfmdDL,  # These as in `loader_of`
     idxs:list,
-    **kwargs
-):
+    **kwargs:Any
+)->Iterator:
     "Pairs (batch, indices of its items, one an image if items are stacks) of items `idxs`; workers raise as if here"
     loader,start = loader_of(dl, idxs, **kwargs),0
     try:
@@ -239,9 +240,9 @@ def batches(
 
 # %% ../nbs/04_loaders.ipynb #f75de7ab
 def of_each(
-    items,           # A list, or the rows of a table
-    by,              # Function of an item, mapping, column of the table, or one value an item
-    name:str='by'    # Of the argument, for messages
+    items:Any,             # A list, or the rows of a table
+    by:Callable|Iterable,  # Function of an item, mapping, column of the table, or one value an item
+    name:str='by'          # Of the argument, for messages
 )->list:
     "What `by` says of each item"
     n,is_table = len(items),hasattr(items, 'iloc')
@@ -260,8 +261,8 @@ def of_each(
 
 # %% ../nbs/04_loaders.ipynb #11feb79e
 def groups_of(
-    items,               # These as in `of_each`
-    groups,
+    items:Any,  # These as in `of_each`
+    groups:Callable|Iterable,
     name:str='groups'
 )->list:
     "The group of each item, as a word; an item without one is an error"
@@ -271,7 +272,7 @@ def groups_of(
     return [str(g) for g in res]
 
 def unit_of(
-    groups  # As in `of_each`
+    groups:object  # As in `of_each`
 )->str:
     "What to call one of the groups: the name of the column or function without 'id' or 'get', else 'group'"
     name = groups if isinstance(groups, str) else getattr(groups, '__name__', '')
@@ -280,7 +281,7 @@ def unit_of(
 
 # %% ../nbs/04_loaders.ipynb #486dbacc
 def as_validation(
-    dl  # A training loader
+    dl:TfmdDL  # A training loader
 )->TfmdDL:
     "A loader over the same items, transformed as validation items are"
     dl = unwrapped(dl)
@@ -295,4 +296,5 @@ def as_validation(
         dataset.tfms.split_idx = 1
     else: dataset.split_idx = 1
     with no_random(0, reproducible=False):  # a new loader draws its seed
-        return DataLoader.new(dl, dataset=dataset, do_setup=False, shuffle=False, drop_last=False)
+        new = DataLoader.new(dl, dataset=dataset, do_setup=False, shuffle=False, drop_last=False)
+    return new  # pyright: ignore[reportReturnType]

@@ -7,6 +7,7 @@ __all__ = ['reading_order', 'check_pass', 'measure_stats', 'handful', 'look_at',
 
 # %% ../nbs/05_measure.ipynb #1c54c8b9
 import hashlib, math, random, time, warnings
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -31,11 +32,11 @@ from .loaders import input_images, item_name, n_inputs, target_of, unit_of, unwr
 
 # %% ../nbs/05_measure.ipynb #f75de7ad
 def reading_order(
-    dl,                    # A loader
-    seed:int=0,            # Of the order
-    groups:list=None,      # The group of each item of the loader; `None`: each its own
-    among=None,            # Indices of the items to keep to; `None`: all
-    max_images:int=None    # At most so many items, of whole groups but for the first; `None`: no limit
+    dl:TfmdDL,                # A loader
+    seed:int=0,               # Of the order
+    groups:list|None=None,    # The group of each item of the loader; `None`: each its own
+    among:Iterable|None=None, # Indices of the items to keep to; `None`: all
+    max_images:int|None=None  # At most so many items, of whole groups but for the first; `None`: no limit
 )->list:
     "Indices of items in seeded random order of their groups, each group wholly"
     among,rng = range(dl.n) if among is None else among,random.Random(seed)
@@ -50,14 +51,14 @@ def reading_order(
 
 # %% ../nbs/05_measure.ipynb #6a1c1912
 def check_pass(
-    tol,         # These as in `measure_stats`
-    max_images,
-    seed,
-    mask,
-    nonfinite,
-    weight='pixel',
-    nodata=None
-):
+    tol:object,  # These as in `measure_stats`
+    max_images:object,
+    seed:object,
+    mask:object,
+    nonfinite:object,
+    weight:object='pixel',
+    nodata:object=None
+)->None:
     "Refuse arguments of `measure_stats` that make no pass, before anything is read"
     if isinstance(tol, bool) or not isinstance(tol, Real) or not 0<=tol<math.inf:
         raise ValueError(f"`tol` must be a share of the std from 0 (measure everything), e.g. 0.01, got {tol!r}")
@@ -305,19 +306,19 @@ def _check_counted(m, told):
 
 # %% ../nbs/05_measure.ipynb #18f0000b
 def measure_stats(
-    dl:TfmdDL,               # The training loader, e.g. `dls.train`
-    tol:float=.01,           # Stop once mean and std are known to `tol` × std (95 %) in each channel; 0: read all
-    max_images:int=None,     # Read at most this many images, a random sample of whole groups; `None`: no limit
-    seed:int=0,              # Of the order and of random transforms
-    mask=None,               # Function of a batch (B, C, *spatial), or of batch and targets: bool (B, 1, *spatial)
-    nonfinite:str='error',   # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
-    verbose:bool=True,       # Show a progress bar?
-    among:list=None,         # Indices of the items to keep to; `None`: all
-    groups=None,             # Whose an item is (patient, slide): function, column or list, as in `of_each`
-    known:RunningStats=None, # Rows of an earlier pass, not read again (`index`: of which items)
-    weight:str='pixel',      # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
-    nodata:NoData=None,      # Which pixels hold no measurement; `None`: all do
-    sampled:int=256          # Pixels of an image that its quantiles are taken from, about
+    dl:TfmdDL,                    # The training loader, e.g. `dls.train`
+    tol:float=.01,                # Stop once mean and std are known to `tol` × std (95 %) in each channel; 0: read all
+    max_images:int|None=None,     # Read at most this many images, a random sample of whole groups; `None`: no limit
+    seed:int=0,                   # Of the order and of random transforms
+    mask:Callable|None=None,      # Function of a batch (B, C, *spatial), or of batch and targets: bool (B, 1, *spatial)
+    nonfinite:str='error',        # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
+    verbose:bool=True,            # Show a progress bar?
+    among:list|None=None,         # Indices of the items to keep to; `None`: all
+    groups:Callable|Iterable|None=None, # Whose an item is (patient, slide): function, column or list, as in `of_each`
+    known:RunningStats|None=None, # Rows of an earlier pass, not read again (`index`: of which items)
+    weight:str='pixel',           # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
+    nodata:NoData|None=None,      # Which pixels hold no measurement; `None`: all do
+    sampled:int=256               # Pixels of an image that its quantiles are taken from, about
 )->RunningStats:
     "The ledger of the pixels that training on `dl` sees, before normalisation; distributed, all processes must call it"
     share = _Share(dl, tol, max_images, seed, mask, nonfinite, weight, nodata, sampled, among, groups, known)
@@ -337,12 +338,12 @@ def handful(
     return sorted({i*(n-1)//4 for i in range(5)}) if n else []
 
 def look_at(
-    dl:TfmdDL,              # The training loader
-    seed:int=0,             # These as in `measure_stats`
-    mask=None,
+    dl:TfmdDL,                 # The training loader
+    seed:int=0,                # These as in `measure_stats`
+    mask:Callable|None=None,
     nonfinite:str='error',
     order:int=Normalize.order, # Batch transforms ordered below this are applied
-    nodata:NoData=None
+    nodata:NoData|None=None
 )->RunningStats|None:
     "The ledger of a few training images, for a look at their channels and range; `None` where no pixel counts"
     dl,res = unwrapped(dl),RunningStats(nonfinite)
@@ -356,7 +357,7 @@ def look_at(
 
 # %% ../nbs/05_measure.ipynb #175dd8a2
 def is_augmented(
-    dl  # A training loader
+    dl:TfmdDL  # A training loader
 )->bool:
     "Do training images look different from what the same ones would look like in validation? Looks at up to 16"
     dl = unwrapped(dl)

@@ -8,7 +8,7 @@ __all__ = ['NATURAL', 'IMAGENET', 'config_files', 'config_sections', 'is_imagene
 
 # %% ../nbs/07_models.ipynb #55cac42d
 import json, os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from enum import Enum
@@ -29,7 +29,7 @@ IMAGENET = NormStats((.485, .456, .406), (.229, .224, .225), name='imagenet', es
 
 # %% ../nbs/07_models.ipynb #2d4f9283
 def is_imagenet(
-    stats  # `NormStats` or `(mean, std)`
+    stats:Iterable  # `NormStats` or `(mean, std)`
 )->bool:
     "Are these ImageNet's six numbers, whatever they are called?"
     return [tuple(o) for o in stats]==[*IMAGENET]
@@ -73,7 +73,7 @@ def known_models(
     return df[named & of_domain].reset_index(drop=True)
 
 # %% ../nbs/07_models.ipynb #991f4053
-def for_unit_range(s):
+def for_unit_range(s:NormStats)->NormStats:
     "The published statistics `s` restated for images in [0, 1]; others as they are"
     lo,hi = s.value_range
     known = _registry().get(s.name)
@@ -83,7 +83,7 @@ def for_unit_range(s):
     return replace(s, mean=mean, std=std, value_range=(0., 1.), source=source)
 
 # %% ../nbs/07_models.ipynb #0fb071c6
-def for_channels(s, n):
+def for_channels(s:NormStats, n:int|None)->NormStats|None:
     "`s` for images of `n` channels where that is exact (its own; one for three equal ones, and back); else `None`"
     if n in (None, len(s.mean)): return s
     alike = len({*zip(*s)})==1 and {n, len(s.mean)}=={1, 3}
@@ -286,8 +286,8 @@ def _check_inside(module, name):
 
 # %% ../nbs/07_models.ipynb #7ff147b3
 def model_stats(
-    model,             # Function, weights, name, network, processor, folder, file, `NormStats`, `(mean, std)` or `None`
-    n_channels:int=3   # Channels of the images; `None`: whatever the model has
+    model:object,  # Function, weights, name, network, processor, folder, file, `NormStats`, `(mean, std)` or `None`
+    n_channels:int|None=3 # Channels of the images; `None`: whatever the model has
 )->NormStats|None:
     "The statistics that `model` expects; `None` for no model or where it has none for `n_channels`"
     if model is None: return None

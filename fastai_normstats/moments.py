@@ -9,6 +9,7 @@ __all__ = ['LEVELS', 'image_moments', 'one_visit', 'every', 'sample_quantiles', 
 
 # %% ../nbs/01_moments.ipynb #70d688e7
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from numbers import Real
@@ -85,8 +86,8 @@ def _masked_moments(x, valid):
 
 # %% ../nbs/01_moments.ipynb #a27160ad
 def image_moments(
-    x:Tensor,          # Images (B, C, n) of float32 or float64
-    valid:Tensor=None  # bool (B, 1, n), or (B, C, n) where channels differ: the pixels that count
+    x:Tensor,               # Images (B, C, n) of float32 or float64
+    valid:Tensor|None=None  # bool (B, 1, n), or (B, C, n) where channels differ: the pixels that count
 )->Tensor:
     "Pixel count, mean, variance, lowest and highest value (5, B, C): on the CPU image by image, elsewhere all at once"
     if x.device.type!='cpu': return _image_moments(x.to(torch.float64), valid)
@@ -125,9 +126,9 @@ def every(
 
 # %% ../nbs/01_moments.ipynb #quantil1
 def sample_quantiles(
-    some:Tensor,       # Pixels (B, C, k); infinite where they do not count
-    m:Tensor,          # Moments (5, B, C) of all that count, as `image_moments` gives them
-    n:Tensor=None      # (B, C) how many of `some` count; `None`: all
+    some:Tensor,        # Pixels (B, C, k); infinite where they do not count
+    m:Tensor,           # Moments (5, B, C) of all that count, as `image_moments` gives them
+    n:Tensor|None=None  # (B, C) how many of `some` count; `None`: all
 )->Tensor:
     "Quantiles (B, C, 29) of the images at `LEVELS`, in the precision of `some`: the sample's, between true extremes"
     total,_,_,lo,hi = m
@@ -178,8 +179,8 @@ def channel_error(
     return ValueError(f"got images of {got} channels after images of {wanted}: bring all to one channel count")
 
 def check_batch(
-    x,               # What was given as a batch
-    n_channels:int   # Channels of earlier batches, `None` if there were none
+    x:object,       # What was given as a batch
+    n_channels:int  # Channels of earlier batches, `None` if there were none
 )->Tensor:
     "`x` as a plain tensor of at least one image (B, C, *spatial), or an error that says what is wrong with it"
     if not isinstance(x, Tensor): raise TypeError(f"a batch must be a tensor (B, C, *spatial), got {type(x).__name__}")
@@ -200,7 +201,7 @@ def floating(
 
 # %% ../nbs/01_moments.ipynb #18a00001
 def takes_target(
-    mask  # A function, or `None`
+    mask:Callable|None  # A function, or `None`
 )->bool:
     "Is `mask` a function of two arguments, a batch of images and the batch of their targets?"
     return mask is not None and _n_needed(mask)[0]==2
@@ -214,8 +215,8 @@ def _n_needed(mask):
     return sum(p.default is p.empty for p in by_place), len(by_place)+more
 
 def check_mask_function(
-    mask  # What was given as `mask`, or `None`
-):
+    mask:object  # What was given as `mask`, or `None`
+)->None:
     "Refuse what is no function of a batch, or of a batch and its targets"
     if mask is None: return
     if not callable(mask):
@@ -228,10 +229,10 @@ def check_mask_function(
 
 # %% ../nbs/01_moments.ipynb #18f00004
 def masked(
-    mask,        # A function of a batch, or of a batch and its targets; `None`: every pixel counts
-    x:Tensor,    # The batch (B, C, *spatial)
-    target=None  # Its targets (B, *spatial) or (B, 1, *spatial); `None` where there are none
-):
+    mask:Callable|None, # A function of a batch, or of a batch and its targets; `None`: every pixel counts
+    x:Tensor,           # The batch (B, C, *spatial)
+    target:object=None  # Its targets (B, *spatial) or (B, 1, *spatial); `None` where there are none
+)->Tensor|None:
     "What `mask` says of batch `x`, with an axis for the channels; `None` without a mask"
     if mask is None: return None
     if not takes_target(mask): return _something(mask(x))
@@ -252,21 +253,21 @@ class NoData:
     value:float|None=None  # Compared in the type of the images
     band:int|None=None     # Number of the channel that is 0 where there is no data
 
-    def __call__(self, x):
+    def __call__(self, x:Tensor)->Tensor:
         "bool (B, C, *spatial), or (B, 1, *spatial) by a band; True where `x` (B, C, *spatial) holds no data"
         if self.band is not None: return x.narrow(1, self.band, 1)==0
         if self.value!=self.value: return x.isnan()
         # flips by interpolation change the last bits of a value
         return (x-self.value).abs()<=1e-5*abs(self.value) if x.is_floating_point() and self.value else x==self.value
 
-    def __str__(self):
+    def __str__(self)->str:
         if self.value is None: return f"channel {self.band} is 0"
         short = f"{self.value:g}"
         return short if float(short)==self.value else repr(float(self.value))
 
 def no_data(
-    nodata,         # A number, NaN, the name of a band, a `NoData`, or `None`
-    bands:tuple=()  # Names of the channels
+    nodata:float|str|NoData|None,  # A number, NaN, the name of a band, a `NoData`, or `None`
+    bands:tuple=()                 # Names of the channels
 )->NoData|None:
     "`nodata` as a `NoData`"
     if nodata is None or isinstance(nodata, NoData): return nodata
@@ -279,8 +280,8 @@ _is_0 = ' is 0'  # behind the name of a band, in files
 
 # %% ../nbs/01_moments.ipynb #19a00005
 def nodata_text(
-    nodata,         # A `NoData`, or `None`
-    bands:tuple=()  # Names of the channels
+    nodata:NoData|None,  # A `NoData`, or `None`
+    bands:tuple=()       # Names of the channels
 )->str:
     "How a file holds `nodata`: the value, `'nan'`, or `'BAND is 0'`; `''` for `None`"
     if nodata is None: return ''
@@ -296,8 +297,8 @@ def nodata_from(
 
 # %% ../nbs/01_moments.ipynb #2bafdf6c
 def check_mask(
-    mask,     # What was given as a mask
-    x:Tensor  # The checked batch (B, C, *spatial) that it is for
+    mask:object,  # What was given as a mask
+    x:Tensor      # The checked batch (B, C, *spatial) that it is for
 )->Tensor:
     "`mask` (B, 1, *spatial) for every pixel of `x` (B, C, *spatial), or an error that says what is wrong with it"
     if not isinstance(mask, Tensor): raise TypeError(f"`mask` must be a tensor, got {type(mask).__name__}")

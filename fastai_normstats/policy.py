@@ -34,7 +34,7 @@ class Policy:
             raise ValueError(f"`similar` and `z` must not be negative, got {self.similar} and {self.z}")
         if not self.reach>=1: raise ValueError(f"`reach` must be at least 1, got {self.reach}")
 
-def check_policy(policy):
+def check_policy(policy:object)->None:
     "Refuse what is no `Policy`"
     if isinstance(policy, Policy): return
     raise TypeError(f"`policy` must be a Policy, e.g. Policy(small=300), got {policy!r}")
@@ -59,18 +59,18 @@ class _Case:
     ledger:RunningStats|None=None  # what `measured` sums up, where that is there
 
     @property
-    def own(self):
+    def own(self)->Measured:
         if self.measured is None: raise NotMeasured()
         return self.measured
 
     @property
-    def model(self): return fitting_stats(self.published, self.measured)
+    def model(self)->NormStats: return fitting_stats(self.published, self.measured)
     @property
-    def whose(self):
+    def whose(self)->str:
         name = self.model.name
         return {'imagenet': "ImageNet's", 'custom': "the model's"}.get(name, f"{name}'s")
     @property
-    def is_domain(self): return bool(self.model.domain) and self.model.domain!=NATURAL
+    def is_domain(self)->bool: return bool(self.model.domain) and self.model.domain!=NATURAL
 
 def _plural(n, what): return what if n==1 else f'{what}s'
 
@@ -94,7 +94,7 @@ def _is_unit(s):
     "Is there nothing to restate in `s`, which are for [0, 1] already, or not published ones?"
     return for_unit_range(s) is s
 
-def fitting_stats(s, m):
+def fitting_stats(s:NormStats, m:RunningStats|Measured|None)->NormStats:
     "Statistics `s` for the range and the channels of the images measured, where they can be stated for them exactly"
     if m is None: return s
     if not _is_unit(s) and m.lives_on((0., 1.), least=0.): s = for_unit_range(s)
@@ -117,7 +117,7 @@ def _applied(case, s):
                      f"{hi}: scale the images to that range or to [0, 1], or use `stats='custom'`")
 
 # %% ../nbs/09_policy.ipynb #3cf4591b
-def grey_model_doubt(s, m):
+def grey_model_doubt(s:NormStats, m:RunningStats|Measured|None)->str|None:
     "A sentence where a model for one channel, which has statistics `s`, meets the images measured, of several"
     if s.domain is None or len(s.mean)!=1 or m is None or m.n_channels==1: return None
     return (f"the images have {m.n_channels} channels and {s.name} is a model for 1 channel, whose numbers are used "
@@ -207,7 +207,7 @@ def _given_back(case):
     return replace(was, stats=_applied(case, was.stats), kind='given', why=why, n_images=case.n_images,
                    measured=case.measured or was.measured, model=case.model, warnings=(), file='')
 
-def named_stats(s):
+def named_stats(s:object)->NormStats:
     "The statistics that `stats=` names or gives, or a ValueError that says what it takes"
     takes = "`stats` takes 'auto', 'custom', 'custom-image', 'imagenet', 'pretrained', a model's name or (mean, std)"
     try: res = model_stats(s, n_channels=None)
@@ -215,7 +215,7 @@ def named_stats(s):
     if res is None: raise ValueError(f"{takes}, got None")
     return res
 
-def asked_scheme(scheme, stats):
+def asked_scheme(scheme:str|Scheme|dict, stats:object)->Scheme:
     "The scheme that is asked for, or that a saved choice brings"
     scheme = scheme_of(scheme)
     if not isinstance(stats, StatsChoice) or stats.scheme==scheme: return scheme
@@ -300,9 +300,9 @@ _cost = ("so far out own numbers cost frozen bodies 3.1 points of accuracy in th
          "and gained fine-tuned ones nothing beyond chance after a frozen epoch (without one, on one set of six)")
 
 def reaches(
-    m,      # What was measured, before normalisation
-    stats,  # `NormStats` in use
-    model   # `NormStats` of the pretrained model
+    m:RunningStats|Measured,  # What was measured, before normalisation
+    stats:NormStats,          # `NormStats` in use
+    model:NormStats           # `NormStats` of the pretrained model
 )->tuple:
     "How far from 0, in σ, one value in a thousand lies under `stats`, and the furthest that `model` saw under its own"
     mean,std = (torch.tensor(o, dtype=torch.float64) for o in stats)
@@ -368,12 +368,12 @@ def _decided(case):
 def choose_stats(
     n_images:int,           # Size of the training split
     measured:RunningStats|Measured|None=None, # Statistics of the training pixels; some rules need none
-    model=None,             # What `model_stats` takes; `None`: ImageNet's
+    model:object=None,      # What `model_stats` takes; `None`: ImageNet's
     pretrained:bool=True,   # Does training start from pretrained weights?
     frozen:bool=False,      # Will the body stay untrained throughout?
-    stats='auto',           # As `stats` of `DatasetStats`: a word, a model's name, numbers, or a `StatsChoice`
+    stats:object='auto',    # As `stats` of `DatasetStats`: a word, a model's name, numbers, or a `StatsChoice`
     policy:Policy=Policy(), # The thresholds
-    scheme='zscore'         # How to normalise: a name in `schemes`, or a `Scheme`, e.g. `MinMax(percentiles=(1, 99))`
+    scheme:str|Scheme|dict='zscore' # A name in `schemes`, or a `Scheme`, e.g. `MinMax(percentiles=(1, 99))`
 )->StatsChoice:
     "The first rule that holds decides; `NotMeasured` (a ValueError) where that rule needs `measured` and there is none"
     if n_images<1: raise ValueError(f"`n_images` must be at least 1, got {n_images}: the training split is empty")
@@ -408,7 +408,7 @@ def _doubts(choice, m):
     rough = None if known else f"the statistics rest on {_how_many(m)} images and are rough: raise `max_images`"
     return [s for s in (const, rough) if s]
 
-def constant_text(m, now='it carries nothing'):
+def constant_text(m:RunningStats|Measured, now:str='it carries nothing')->str|None:
     "A sentence on the constant channels, `None` where there is none"
     const = [c for c,o in enumerate(m.constant) if o]
     if not const: return None

@@ -6,19 +6,21 @@
 __all__ = ['rank_and_size', 'jointly']
 
 # %% ../nbs/02_ranks.ipynb #917dfd52
+from collections.abc import Callable
+
 import torch.distributed as dist
 
 # %% ../nbs/02_ranks.ipynb #4f0ad763
 def rank_and_size(
-    group=None  # A torch.distributed process group; `None`: all processes
+    group:'dist.ProcessGroup|None'=None  # A torch.distributed process group; `None`: all processes
 )->tuple:
     "Number of this process and how many there are; (0, 1) where torch.distributed is not initialised"
     if not (dist.is_available() and dist.is_initialized()): return 0, 1
     return dist.get_rank(group), dist.get_world_size(group)
 
 def jointly(
-    f,          # A function without arguments; what it returns travels between the processes
-    group=None  # As in `rank_and_size`
+    f:Callable,                          # A function without arguments; what it returns travels between the processes
+    group:'dist.ProcessGroup|None'=None  # As in `rank_and_size`
 )->list:
     "What `f()` gives on each rank, in their order; an exception on one is raised on all, so that none waits for it"
     rank,size = rank_and_size(group)

@@ -7,14 +7,18 @@ __all__ = ['most_quantiles', 'OFF', 'POOLED', 'RunningStats', 'check_weight', 'M
 
 # %% ../nbs/03_running.ipynb #c0e7e570
 import math
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import reduce, wraps
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 from torch import Tensor
 
@@ -27,6 +31,12 @@ from .ranks import jointly, rank_and_size
 # %% ../nbs/03_running.ipynb #5f2d7b01
 class _Summary:
     "What follows from the numbers of `RunningStats` and `Measured`"
+    complete:bool              # was everything read?
+    population:int|None        # images there are, where not all were read
+    population_groups:int|None # groups there are
+    image_size:list|None       # of all images, where they have one
+    unit:str                   # what a group is called
+
     @property
     def ends(self)->tuple:
         "The lowest and the highest value of all channels"
@@ -72,7 +82,7 @@ def stats(self:_Summary,
 
 @patch
 def differences(self:_Summary,
-    stats # `NormStats` of as many channels
+    stats:NormStats # `NormStats` of as many channels
 )->tuple:
     "Shift of the mean in σ of `stats`, log ratio of the stds, and the standard error of each: four tensors (C,)"
     m,s = (torch.tensor(o, dtype=torch.float64) for o in stats)
@@ -164,25 +174,30 @@ def _once(f):
 
 def _tensor(v): return torch.tensor(np.asarray(v), dtype=torch.float64)
 
-def _number(of, name, doc): return property(lambda self: _tensor(getattr(self, of)()[name]), doc=doc)
+def _number(of:str, name:str, doc:str)->Any: return property(lambda self: _tensor(getattr(self, of)()[name]), doc=doc)
 
-def _count(f, doc): return property(lambda self: f(self._settle()), doc=doc)
+def _count(f:Callable, doc:str)->Any: return property(lambda self: f(self._settle()), doc=doc)
 
 # %% ../nbs/03_running.ipynb #1f5c0a03
 class RunningStats(_Summary):
     "A ledger of images: `update` with batches, `merge` with others, read float64 CPU tensors of shape (C,)"
-    n_images = _count(lambda rows: int((rows.n_pixels>0).sum()), "Images of which at least one pixel was counted")
-    n_pixels = _count(lambda rows: int(rows.n_pixels.sum()), "Pixels counted, in at least one channel, of all images")
-    grouped  = _count(lambda rows: any(g is not None for g in rows.groups), "Was anything said of groups?")
+    n_images:int = _count(lambda rows: int((rows.n_pixels>0).sum()), "Images of which at least one pixel was counted")
+    n_pixels:int = _count(lambda rows: int(rows.n_pixels.sum()), "Pixels counted, in at least one channel")
+    grouped:bool = _count(lambda rows: any(g is not None for g in rows.groups), "Was anything said of groups?")
 
-    mean         = _number('_sums', 'mean', "Mean (C,) of all pixels")
-    std          = _number('_sums', 'std', "Pooled std (C,) of all pixels (ddof 0); exactly 0 for a constant channel")
-    image_std    = _number('_sums', 'image_std', "Mean (C,) of the images' own stds (ddof 0), as behind 0.229")
-    min          = _number('_sums', 'min', "Lowest value (C,)")
-    max          = _number('_sums', 'max', "Highest value (C,)")
-    mean_se      = _number('_ses', 'mean', "Standard error (C,) of `mean`, groups as units; NaN for a single group")
-    std_se       = _number('_ses', 'std', "Standard error (C,) of `std`, groups as units; 0 for a constant channel")
-    image_std_se = _number('_ses', 'image_std', "Standard error (C,) of `image_std`, groups as units")
+    mean:Tensor         = _number('_sums', 'mean', "Mean (C,) of all pixels")
+    std:Tensor          = _number('_sums', 'std', "Std (C,) of all pixels (ddof 0); exactly 0 for a constant channel")
+    image_std:Tensor    = _number('_sums', 'image_std', "Mean (C,) of the images' own stds (ddof 0), as behind 0.229")
+    min:Tensor          = _number('_sums', 'min', "Lowest value (C,)")
+    max:Tensor          = _number('_sums', 'max', "Highest value (C,)")
+    mean_se:Tensor      = _number('_ses', 'mean', "Standard error (C,) of `mean`, groups as units; NaN for one group")
+    std_se:Tensor       = _number('_ses', 'std', "Standard error (C,) of `std`, groups as units; 0 for a constant one")
+    image_std_se:Tensor = _number('_ses', 'image_std', "Standard error (C,) of `image_std`, groups as units")
+
+    nonfinite:str         # `'error'` or `'ignore'`
+    weight:str            # `'pixel'`, `'image'` or `'group'`
+    index:np.ndarray|None # which items of the loader the rows are of
+    n_spatial:int|None    # axes of an image besides that of the channels
 
     def __init__(self,
         nonfinite:str='error'  # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
@@ -193,10 +208,9 @@ class RunningStats(_Summary):
         self._rows,self._pending = _no_rows,[]
         # what a pass says: did it read all, of how many, and what images, groups and the items of the rows are
         self.complete,self.population,self.population_groups = True,None,None
-        self.image_size,self.unit,self.index = None,'group',None
-        self.n_spatial = None  # axes of an image besides that of the channels
+        self.image_size,self.unit,self.index,self.n_spatial = None,'group',None,None
 
-    def __add__(self, other): return copy(self).merge(other)
+    def __add__(self, other:'RunningStats')->'RunningStats': return copy(self).merge(other)
 
 # %% ../nbs/03_running.ipynb #ded15d95
 @patch
@@ -240,19 +254,19 @@ def _settle(self:RunningStats):
 _most_waiting = 256  # batches that wait to be written into the table
 
 @patch(as_prop=True)
-def n_channels(self:RunningStats):
+def n_channels(self:RunningStats)->int|None:
     "Channels of the images counted so far, `None` before the first"
     if self._pending: return self._pending[0][0].shape[-1]
     return self._rows.m.shape[-1] or None
 
 @patch
 def update(self:RunningStats,
-    x:Tensor,          # A batch (B, C, *spatial), any real dtype, on any device; one item = one image
-    mask:Tensor=None,  # bool, broadcastable to (B, 1, *spatial): only True pixels count
-    items=None,        # What the images are called, B values; `None`: their numbers
-    groups=None,       # Whose they are (patient, volume, slide), B values; `None`: each image is a group of its own
-    nodata:Tensor=None # bool (B, C or 1, *spatial), as `NoData` gives it: True pixels do not count in that channel
-):
+    x:Tensor,               # A batch (B, C, *spatial), any real dtype, on any device; one item = one image
+    mask:Tensor|None=None,  # bool, broadcastable to (B, 1, *spatial): only True pixels count
+    items:Iterable|None=None, # What the images are called, B values; `None`: their numbers
+    groups:Iterable|None=None, # Whose they are (patient, volume, slide), B values; `None`: each image is its own group
+    nodata:Tensor|None=None # bool (B, C or 1, *spatial), as `NoData` gives it: True pixels do not count in that channel
+)->RunningStats:
     "Write the images of batch `x` into the ledger; a batch that is refused changes nothing. Returns self"
     x = check_batch(x, self.n_channels)
     valid = None if mask is None else check_mask(mask, x).flatten(2)
@@ -307,8 +321,8 @@ def group_size(self:RunningStats)->float:
 # %% ../nbs/03_running.ipynb #f4a2959d
 @patch
 def merge(self:RunningStats,
-    other  # A `RunningStats` with the same channels; it stays as it is
-):
+    other:RunningStats  # A `RunningStats` with the same channels; it stays as it is
+)->RunningStats:
     "Put the rows of `other` beside one's own, by order of items; rows of one item stay in their order. Returns self"
     if not isinstance(other, RunningStats):
         raise TypeError(f"can merge RunningStats only, got {type(other).__name__}")
@@ -329,8 +343,8 @@ def merge(self:RunningStats,
 # %% ../nbs/03_running.ipynb #8fe47ff7
 @patch
 def take(self:RunningStats,
-    idxs  # Which rows, in the order wanted
-):
+    idxs:ArrayLike  # Which rows, in the order wanted
+)->RunningStats:
     "A ledger of some of the rows"
     rows,idxs,res = self._settle(),np.asarray(idxs, dtype=int),copy(self)
     res._rows = rows.take(idxs)
@@ -339,9 +353,9 @@ def take(self:RunningStats,
 
 @patch
 def labelled(self:RunningStats,
-    items:list,  # What each image is called
-    groups:list  # Whose it is; `None` in place of one: its own
-):
+    items:Iterable,  # What each image is called
+    groups:Iterable  # Whose it is; `None` in place of one: its own
+)->RunningStats:
     "The same rows under other names"
     rows,res = self._settle(),copy(self)
     n = len(rows)
@@ -350,8 +364,8 @@ def labelled(self:RunningStats,
 
 @patch
 def all_reduce(self:RunningStats,
-    group=None  # As in `rank_and_size`
-):
+    group:'dist.ProcessGroup|None'=None  # As in `rank_and_size`
+)->RunningStats:
     "Put the rows of all ranks together: the same bits on each of them; nothing happens where there is one process"
     if rank_and_size(group)[1]==1: return self
     parts = jointly(lambda: RunningStats(self.nonfinite)+self, group)
@@ -364,8 +378,8 @@ def all_reduce(self:RunningStats,
 _weights = 'pixel', 'image', 'group'
 
 def check_weight(
-    weight  # What was given
-):
+    weight:object  # What was given
+)->None:
     "Refuse a `weight` that there is not"
     if weight not in _weights: raise ValueError(f"`weight` must be 'pixel', 'image' or 'group', got {weight!r}")
 
@@ -376,7 +390,7 @@ def _group_sums(t, codes):
 @patch
 def weighted(self:RunningStats,
     weight:str  # What counts alike: each `'pixel'`, each `'image'`, or each `'group'`
-):
+)->RunningStats:
     "The same rows, whose numbers are averages over pixels, images or groups"
     check_weight(weight)
     res = copy(self)
@@ -414,7 +428,7 @@ def _sums(self:RunningStats):
     return dict(weight=total, mean=mean, std=std, image_std=image_std, min=lo, max=hi, parts=parts)
 
 @patch
-def __repr__(self:RunningStats): return f"RunningStats({_in_words(self) if self.n_images else 'no images yet'})"
+def __repr__(self:RunningStats)->str: return f"RunningStats({_in_words(self) if self.n_images else 'no images yet'})"
 
 def _in_words(m):
     "Counts and moments of a `RunningStats` or `Measured` on one line"
@@ -558,7 +572,7 @@ def _mixtures(self:RunningStats):
 
 @patch
 def quantile(self:RunningStats,
-    q  # From 0 to 1: a number, or several
+    q:ArrayLike  # From 0 to 1: a number, or several
 )->Tensor:
     "Values (C,), or (len(q), C) for several `q`, below which a share `q` of all pixels lies"
     qs,lo,hi = _shares(q),self.min.numpy(),self.max.numpy()
@@ -568,7 +582,7 @@ def quantile(self:RunningStats,
 
 @patch
 def density(self:_Summary,
-    edges  # E+1 increasing values
+    edges:ArrayLike  # E+1 increasing values
 )->Tensor:
     "Share of all pixels per unit of value in each bin (C, E); the last bin holds its upper edge"
     edges = _checked('edges', edges, "be two or more increasing finite numbers", _are_edges)
@@ -580,17 +594,17 @@ POOLED = tuple(sorted({*OFF, .0001, .9999, *(k/200 for k in range(1, 200))}))  #
 
 class _Saved(_Summary):
     "What `Measured` does with its fields"
-    def __eq__(self, other): return isinstance(other, Measured) and self.to_dict()==other.to_dict()
-    def __hash__(self): return hash((self.n_images, self.n_pixels, *self.mean.tolist()))
-    def __repr__(self): return f"Measured({_in_words(self)})"
+    def __eq__(self, other:object)->bool: return isinstance(other, Measured) and self.to_dict()==other.to_dict()
+    def __hash__(self)->int: return hash((self.n_images, self.n_pixels, *self.mean.tolist()))
+    def __repr__(self)->str: return f"Measured({_in_words(self)})"
 
     @property
-    def n_channels(self): return len(self.mean)
+    def n_channels(self)->int: return len(self.mean)
 
-    def measured(self): return self
+    def measured(self)->'Measured': return self  # pyright: ignore[reportReturnType]
     def _mixtures(self): return [(POOLED, v.numpy()[None], np.ones(1)) for v in self.quantiles.T]
 
-    def quantile(self, q)->Tensor:
+    def quantile(self, q:ArrayLike)->Tensor:
         "Values (C,), or (len(q), C), below which a share `q` of all pixels lies"
         return _tensor(np.stack([np.interp(_shares(q), POOLED, v.numpy()) for v in self.quantiles.T], -1))
 
@@ -674,7 +688,7 @@ def _tensor_of(k, v, shape):
 
 # %% ../nbs/03_running.ipynb #7c70d561
 @patch(cls_method=True)
-def from_dict(cls:Measured, d)->Measured:
+def from_dict(cls:Measured, d:dict)->Measured:
     "The `Measured` that `to_dict` wrote"
     d = dict(known_fields(cls, d, *(f.name for f in fields(cls))))
     C = len(d['mean']) if isinstance(d['mean'], list) else 0
@@ -700,7 +714,7 @@ def to_arrays(self:RunningStats)->dict:
     return dict(m=r.m, n_pixels=r.n_pixels, q=r.q, at=r.at, index=index)
 
 @patch(cls_method=True)
-def from_arrays(cls:RunningStats, d, nonfinite='error')->RunningStats:
+def from_arrays(cls:RunningStats, d:Mapping, nonfinite:str='error')->RunningStats:
     "The ledger that `to_arrays` gave, with nameless rows; ValueError where the arrays cannot be one"
     m,n_pixels,q,at,index = (np.asarray(d[k]) for k in ('m', 'n_pixels', 'q', 'at', 'index'))
     N,K = len(n_pixels),len(at)

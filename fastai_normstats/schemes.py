@@ -16,29 +16,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from torch import Tensor
 
 from .values import brief, each_or_one
 from .moments import LEVELS, every
+from .running import Measured, RunningStats
 
 # %% ../nbs/06_schemes.ipynb #66b2d375
 @dataclass(frozen=True)
 class Scheme:
     "How pixels become what a network sees: the steps that `DatasetStats` takes, here those of a z-score"
     name:ClassVar[str] = ''            # What `scheme=` calls it
-    limits = None                      # (lowest, highest) values, one of each per channel, that pixels are clipped to
+    limits:ClassVar[tuple|None] = None # (lowest, highest) values, one of each per channel, that pixels are clipped to
     needs:ClassVar[str] = 'sample'     # What of the training images: `'all'`, `'nothing'`, or a `'sample'` (to `tol`)
     masked:ClassVar[bool] = False      # Does `mask` say which pixels count when it is applied, not only when measuring?
     sampled:ClassVar[int] = 256        # Pixels of an image that its quantiles are to be taken from
 
-    def fitted(self, m): return self                           # with what `RunningStats` `m` gives put in
-    def numbers(self, m, std): return m.mean, std              # to subtract and to divide by, from `m` and its stds
-    def seen(self, x, n_spatial, counts): return None          # what `before` and `undo` must know of each image of `x`
-    def before(self, x, n_spatial, seen=None): return x        # what is done to a batch `x` first
-    def own(self, x, mean, std, counts): return mean, std      # instead of `mean` and `std` for the images of `x`
-    def undo(self, x, n_spatial, seen=None): return x          # what `before` did, as far as that can be
-    def doubts(self, m): return None                           # a sentence, where it does not suit what was measured
-    def why(self): return "the data's own statistics"
-    def to_dict(self): return dict(name=self.name, **asdict(self))
+    # with what was measured put in; to subtract and to divide by, from that and its stds
+    def fitted(self, m:RunningStats|Measured)->'Scheme': return self
+    def numbers(self, m:RunningStats|Measured|None, std:Tensor|None)->tuple: return m.mean, std
+    # what `before` and `undo` must know of each image of batch `x`; what is done to it first, and how that is undone
+    def seen(self, x:Tensor, n_spatial:int, counts:Tensor|None)->Tensor|None: return None
+    def before(self, x:Tensor, n_spatial:int, seen:Tensor|None=None)->Tensor: return x
+    def undo(self, x:Tensor, n_spatial:int, seen:Tensor|None=None)->Tensor: return x
+    # instead of `mean` and `std` for the images of `x`
+    def own(self, x:Tensor, mean:Tensor, std:Tensor, counts:Tensor|None)->tuple: return mean, std
+    # a sentence, where it does not suit what was measured
+    def doubts(self, m:RunningStats|Measured|None)->str|None: return None
+    def why(self)->str: return "the data's own statistics"
+    def to_dict(self)->dict: return dict(name=self.name, **asdict(self))
 
 @dataclass(frozen=True)
 class ZScore(Scheme):
@@ -85,16 +91,16 @@ class _Clipping(Scheme):
         if self.limits is not None: object.__setattr__(self, 'limits', _two(self.limits))
 
     @property
-    def needs(self): return 'all' if self.limits is None and {*self.percentiles} & {0., 100.} else 'sample'
+    def needs(self)->str: return 'all' if self.limits is None and {*self.percentiles} & {0., 100.} else 'sample'
 
-    def fitted(self, m):
+    def fitted(self, m:RunningStats|Measured)->'_Clipping':
         if self.limits is None: return replace(self, limits=_limits_of(m, self.percentiles))
         n = len(self.limits[0])
         if n in (1, m.n_channels): return self
         raise ValueError(f"`limits` has {n} channels and the images {m.n_channels}: give one pair for all, or one per "
                          "channel")
 
-    def before(self, x, n_spatial, seen=None):
+    def before(self, x:Tensor, n_spatial:int, seen:Tensor|None=None)->Tensor:
         lo,hi = self.limits
         if len({*lo})==len({*hi})==1: return x.clamp(lo[0], hi[0])
         return x.clamp(*(torch.tensor(o, dtype=x.dtype, device=x.device).view(-1, *[1]*n_spatial) for o in (lo, hi)))
@@ -108,12 +114,14 @@ class MinMax(_Clipping):
     limits:tuple|None = None        # (lowest, highest), or ((lowest, …), (highest, …)); given, nothing is measured
 
     @property
-    def needs(self): return super().needs if self.limits is None else 'nothing'
+    def needs(self)->str: return super().needs if self.limits is None else 'nothing'
 
-    def numbers(self, m, std): return self.limits[0], tuple(b-a for a,b in zip(*self.limits))
-    def why(self): return f"min–max to [0, 1] between {_in_words(self.limits)}"
+    def numbers(self, m:RunningStats|Measured|None, std:Tensor|None)->tuple:
+        return self.limits[0], tuple(b-a for a,b in zip(*self.limits))
 
-    def doubts(self, m):
+    def why(self)->str: return f"min–max to [0, 1] between {_in_words(self.limits)}"
+
+    def doubts(self, m:RunningStats|Measured|None)->str|None:
         "Do most pixels share a small part of the range, since a few take the rest, or the limits are for other units?"
         if m is None: return None
         lo,hi = (torch.tensor(o, dtype=torch.float64) for o in self.limits)
@@ -132,10 +140,10 @@ class ClipZScore(_Clipping):
     percentiles:tuple = (.5, 99.5)   # (low, high) in %
     limits:tuple|None = None         # (lowest, highest), or ((lowest, …), (highest, …)); mean and std are measured
 
-    def why(self):
+    def why(self)->str:
         return f"clipped between {_in_words(self.limits)}, then scaled by the mean and std of the unclipped pixels"
 
-    def doubts(self, m):
+    def doubts(self, m:RunningStats|Measured|None)->str|None:
         "Does it clip most of the pixels?"
         lo,hi = (torch.tensor(o, dtype=torch.float64) for o in self.limits)
         values = m.quantile(torch.linspace(.005, .995, 100))
@@ -158,15 +166,16 @@ class ImageZScore(Scheme):
         if not isinstance(self.together, bool):
             raise ValueError(f"`together` must be True or False, got {self.together!r}")
 
-    def numbers(self, m, std):
+    def numbers(self, m:RunningStats|Measured|None, std:Tensor|None)->tuple:
         "Typical ones, for showing"
         sd = m.image_std.where(~m.constant, 1.)
         if not self.together: return m.mean, sd
         return m.mean.mean().expand_as(sd), (sd.square().mean()+m.mean.var(correction=0)).sqrt().expand_as(sd)
 
-    def why(self): return "each image is brought to mean 0 and std 1 on its own"+', all channels together'*self.together
+    def why(self)->str:
+        return "each image is brought to mean 0 and std 1 on its own"+', all channels together'*self.together
 
-    def own(self, x, mean, std, counts):
+    def own(self, x:Tensor, mean:Tensor, std:Tensor, counts:Tensor|None)->tuple:
         "Mean and std (B, C or 1, 1…) of each image of `x` (B, C, *spatial) over its finite pixels that `counts` marks"
         axes = tuple(range(1 if self.together else 2, x.ndim))
         v = x.float() if x.dtype in _halves else x
@@ -195,18 +204,18 @@ class LocalResponse(Scheme):
             if not isinstance(v, (int, float)) or not 0<v<1e300:
                 raise ValueError(f"`{o}` must be a number above 0, got {v!r}")
 
-    def numbers(self, m, std): return (0.,), (1.,)
-    def why(self):
+    def numbers(self, m:RunningStats|Measured|None, std:Tensor|None)->tuple: return (0.,), (1.,)
+    def why(self)->str:
         channels = f"{self.size} channel{'s'*(self.size!=1)}"
         return f"local response normalisation over {channels} (α {self.alpha:g}, β {self.beta:g}, k {self.k:g})"
 
-    def before(self, x, n_spatial, seen=None):
+    def before(self, x:Tensor, n_spatial:int, seen:Tensor|None=None)->Tensor:
         v = x.float() if x.dtype in _halves else x  # pooling over channels knows no half precision on the CPU
         return F.local_response_norm(v, self.size, self.alpha, self.beta, self.k).to(x.dtype)
 
 # %% ../nbs/06_schemes.ipynb #d67167e4
 @patch
-def undo(self:LocalResponse, x, n_spatial, seen=None):
+def undo(self:LocalResponse, x:Tensor, n_spatial:int, seen:Tensor|None=None)->Tensor:
     "The fixed point of x = y · (k + α/n · Σ x²)^β; as near as it gets where large values have no inverse"
     res = x*self.k**self.beta
     for _ in range(200):
@@ -215,7 +224,7 @@ def undo(self:LocalResponse, x, n_spatial, seen=None):
     return res
 
 @patch
-def doubts(self:LocalResponse, m):
+def doubts(self:LocalResponse, m:RunningStats|Measured|None)->str|None:
     "Do larger values stay the larger ones? Beyond α/n · Σ x² = k / (2β − 1) they do not"
     if m is None or self.beta<=.5: return None
     top  = max(map(abs, m.ends))
@@ -267,12 +276,12 @@ class HistogramStandardization(Scheme):
         if self.landmarks is not None: object.__setattr__(self, 'landmarks', _knots(self.landmarks))
 
     @property
-    def levels(self): return [self.percentiles[0]/100, *_deciles, self.percentiles[1]/100]
+    def levels(self)->list: return [self.percentiles[0]/100, *_deciles, self.percentiles[1]/100]
 
-    def why(self):
+    def why(self)->str:
         return "the histogram of each image is brought to that of the training images, then scaled by mean and std"
 
-    def doubts(self, m):
+    def doubts(self, m:RunningStats|Measured|None)->str|None:
         "Do many pixels share one value?"
         if m is None: return None
         q = m.quantile([.01, .25, .75, .99])
@@ -290,7 +299,7 @@ def _rows_at(scheme, m):
     return q, _at_levels(q, scheme.levels)
 
 @patch
-def fitted(self:HistogramStandardization, m):
+def fitted(self:HistogramStandardization, m:RunningStats|Measured)->HistogramStandardization:
     "With the landmarks of the training images, from ledger `m`; a constant channel gets a width of 1"
     if self.landmarks is None:
         own = _rows_at(self, m)[1]
@@ -307,7 +316,7 @@ def _moments_of(levels, q):
     return ((a+b)/2*share).sum(1).mean(), ((a*a+a*b+b*b)/3*share).sum(1).mean()
 
 @patch
-def numbers(self:HistogramStandardization, m, std):
+def numbers(self:HistogramStandardization, m:RunningStats|Measured|None, std:Tensor|None)->tuple:
     "Mean and std of the standardised training images"
     q,own = map(torch.tensor, _rows_at(self, m))
     ok = q.isfinite().all(-1).all(-1)
@@ -344,7 +353,7 @@ def _mapped(v, a, b, slopes=None):
 # %% ../nbs/06_schemes.ipynb #18f00006
 @patch
 @torch.no_grad()
-def seen(self:HistogramStandardization, x, n_spatial, counts):
+def seen(self:HistogramStandardization, x:Tensor, n_spatial:int, counts:Tensor|None)->Tensor:
     "The landmarks (B, C, 11) of each image of `x` (B, C, *spatial), of the pixels that count"
     v = x.flatten(2).float()
     ok = v.isfinite() if counts is None else v.isfinite() & counts.expand(-1, x.shape[1], *x.shape[2:]).flatten(2)
@@ -355,13 +364,13 @@ def seen(self:HistogramStandardization, x, n_spatial, counts):
 
 # %% ../nbs/06_schemes.ipynb #18c00008
 @patch
-def before(self:HistogramStandardization, x, n_spatial, seen=None):
+def before(self:HistogramStandardization, x:Tensor, n_spatial:int, seen:Tensor|None=None)->Tensor:
     "Each image with its landmarks where the standard ones are"
     seen = self.seen(x, n_spatial, None) if seen is None else seen
     return _mapped(x.flatten(2).float(), seen, _per_image(self.landmarks, seen)).view(x.shape)
 
 @patch
-def undo(self:HistogramStandardization, x, n_spatial, seen=None):
+def undo(self:HistogramStandardization, x:Tensor, n_spatial:int, seen:Tensor|None=None)->Tensor:
     "Back to the image's own histogram where that is known (`seen`); else it stays as a typical image would be"
     if seen is None: return x
     standard = _per_image(self.landmarks, seen)
@@ -375,7 +384,7 @@ def undo(self:HistogramStandardization, x, n_spatial, seen=None):
 schemes = {c.name: c for c in (ZScore, MinMax, ClipZScore, ImageZScore, HistogramStandardization, LocalResponse)}
 
 def scheme_of(
-    scheme  # A name in `schemes`, a `Scheme`, or what `to_dict` of one gave
+    scheme:str|Scheme|dict  # A name in `schemes`, a `Scheme`, or what `to_dict` of one gave
 )->Scheme:
     "The `Scheme`; a ValueError with the names there are for anything else"
     if isinstance(scheme, Scheme) and scheme.name: return scheme

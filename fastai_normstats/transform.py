@@ -7,7 +7,7 @@ __all__ = ['DatasetStats', 'keyword_for', 'named_candidates']
 
 # %% ../nbs/13_transform.ipynb #fdc4ed67
 import math, os, warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import fields, replace
 from functools import partial, wraps
@@ -21,11 +21,13 @@ from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
+from numpy.typing import ArrayLike
 from plum import NotFoundLookupError
 
 from .values import NormStats, check_bands, each_or_one, printable, say, stats_by_band, units_text
-from .moments import masked, no_data, nodata_from, nodata_text, takes_target
+from .moments import NoData, masked, no_data, nodata_from, nodata_text, takes_target
 from .ranks import jointly, rank_and_size
+from .running import RunningStats
 from .loaders import bands_in, check_indexed, item_name, units_in, unwrapped
 from .measure import check_pass, look_at, measure_stats
 from .schemes import Scheme, ZScore, schemes
@@ -83,8 +85,8 @@ def _of_these(x, kept):
 # %% ../nbs/13_transform.ipynb #1cc6a1b1
 class _Applied(Normalize):
     "A `Normalize` that applies the numbers of a scheme, and refuses images that they are not for"
-    choice       = None            # why these numbers: a `StatsChoice`
-    ledger       = None            # what was measured, one row per training image
+    choice:StatsChoice|None  = None  # why these numbers
+    ledger:RunningStats|None = None  # what was measured, one row per training image
     get_items    = None            # how the DataBlock finds its files
     pinned,trial = False,False     # fitted on purpose, by `fit_stats`? made by it only to measure?
     _fits        = ()              # what was fitted before: (fingerprint, choice, ledger) each
@@ -205,29 +207,29 @@ def _resolved(stats, bands):
 class DatasetStats(_Applied):
     "A `Normalize` whose statistics are measured on the training split and chosen, or given as `mean` and `std`"
     def __init__(self,
-        mean=None,               # As in `Normalize`, tensors that broadcast (see `from_stats`); `None`: measure
-        std=None,                # The same for the std, > 0
-        axes:tuple=None,         # Axes of a batch that the statistics run over; `None`: all but that of the channels
+        mean:ArrayLike|None=None, # As in `Normalize`, tensors that broadcast (see `from_stats`); `None`: measure
+        std:ArrayLike|None=None,  # The same for the std, > 0
+        axes:tuple|None=None,     # Axes of a batch that the statistics run over; `None`: all but that of the channels
         *,
-        model=None,              # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
-        stats='auto',            # `'auto'`, `'custom'`, `'custom-image'`, `'imagenet'`, `'pretrained'`, numbers…
-        pretrained:bool=True,    # Does training start from pretrained weights?
-        frozen:bool=False,       # Will the body stay untrained throughout?
-        policy:Policy|None=None, # Thresholds of the choice; `None`: those of `Policy()`
-        tol:float=.01,           # Stop measuring once mean and std are known to `tol` × std; 0 measures every image
-        max_images:int=None,     # Measure at most this many training images; `None`: no limit
-        seed:int=0,              # Of the pass: order and random transforms
-        mask=None,               # Function of a batch, or of batch and targets: bool (B, 1, *spatial), True is measured
-        nonfinite:str='error',   # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
-        cache:bool|str=True,     # Keep measurements on disk? True: in the user's cache folder (XDG); or a folder
-        measure:bool=False,      # Measure even where the choice needs no measuring?
-        verbose:bool=True,       # Show progress and print the choice?
-        scheme='zscore',         # Or `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
-        groups=None,             # Whose an image is (patient…): function of an item, column, list; `None`: its own
-        weight:str='pixel',      # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
-        bands:list=None,         # Names of the channels, in order; `stats` may then be a dict, band → (mean, std)
-        units=None,              # What values are: `'0-1'`, `'HU'`, `'reflectance/10000'`, a number to divide by…
-        nodata=None              # Value of pixels without data (NaN too), or a band that is 0 there: left out, then 0
+        model:object=None,        # What `model_stats` takes: the model whose statistics are weighed; `None`: ImageNet's
+        stats:object='auto',      # `'auto'`, `'custom'`, `'custom-image'`, `'imagenet'`, `'pretrained'`, numbers…
+        pretrained:bool=True,     # Does training start from pretrained weights?
+        frozen:bool=False,        # Will the body stay untrained throughout?
+        policy:Policy|None=None,  # Thresholds of the choice; `None`: those of `Policy()`
+        tol:float=.01,            # Stop measuring once mean and std are known to `tol` × std; 0 measures every image
+        max_images:int|None=None, # Measure at most this many training images; `None`: no limit
+        seed:int=0,               # Of the pass: order and random transforms
+        mask:Callable|None=None, # Function of a batch, or of batch and targets: bool (B, 1, *spatial), True is measured
+        nonfinite:str='error',    # NaN and infinite pixels: `'error'`, or `'ignore'` to leave them out
+        cache:bool|str|os.PathLike=True, # Keep measurements on disk? True: in the user's cache folder; or in a folder
+        measure:bool=False,       # Measure even where the choice needs no measuring?
+        verbose:bool=True,        # Show progress and print the choice?
+        scheme:str|Scheme|dict='zscore', # Or `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
+        groups:Callable|Iterable|None=None, # Whose an image is: function of an item, column, list; `None`: its own
+        weight:str='pixel',       # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
+        bands:Iterable|None=None, # Names of the channels, in order; `stats` may then be a dict, band → (mean, std)
+        units:str|float|None=None, # What values are: `'0-1'`, `'HU'`, `'reflectance/10000'`, a number to divide by…
+        nodata:float|str|NoData|None=None # Value of pixels without data (NaN too), or a band that is 0 there: left out
     ):
         DatasetStats._set(**dict(locals()))
 
@@ -268,7 +270,7 @@ def _set_words(self:DatasetStats, stats, bands, units, nodata):
     return _agreed('nodata', no_data(nodata, self.bands), nodata_from(was.nodata, was.bands))
 
 @patch(as_prop=True)
-def nodata(self:DatasetStats):
+def nodata(self:DatasetStats)->NoData|None:
     "Which pixels hold no data: a `NoData`, or `None`"
     return self.pass_args.get('nodata')
 
@@ -311,7 +313,7 @@ def name(self:DatasetStats)->str:
     return f"{type(self).__name__} -- {how}{' / '.join(numbers)}{why}"
 
 @patch
-def __getstate__(self:DatasetStats):
+def __getstate__(self:DatasetStats)->dict:
     "Without what pickles and copies cannot or need not hold: fingerprints, rows, functions that are done with"
     res = {**vars(self), '_fits': (), '_last_copy': None, 'ledger': None, 'get_items': None}
     if not self.fixed: return res
@@ -364,7 +366,7 @@ def _learn_from(self:DatasetStats, mine):
     self._last_copy = mine
 
 @patch
-def installed(self:DatasetStats):
+def installed(self:DatasetStats)->DatasetStats:
     "A copy with these numbers for good: setting it up on other loaders changes nothing"
     res = self._for_loader(do_setup=True)
     res.mean,res.std,res.fixed,res._fits = self.mean.clone(),self.std.clone(),True,()
@@ -515,7 +517,7 @@ def _kept(self:DatasetStats, dl, fp):
 # %% ../nbs/13_transform.ipynb #ff17c13a
 @patch
 def measured_on(self:DatasetStats,
-    dl  # A loader
+    dl:TfmdDL  # A loader
 )->tuple:
     "The ledger of the images of `dl`, measured (or found in the cache) as this transform measures, and its provenance"
     return self._measured(dl, Fingerprint(dl, **self.pass_args))
@@ -621,7 +623,7 @@ def _choose(self:DatasetStats, dl, fp):
     return choice,ledger
 
 # %% ../nbs/13_transform.ipynb #ee0d47d3
-def keyword_for(c):
+def keyword_for(c:object)->dict:
     "The keyword of `DatasetStats` that candidate `c` is for"
     return dict(scheme=c) if isinstance(c, Scheme) or isinstance(c, str) and c in schemes else dict(stats=c)
 
@@ -632,7 +634,7 @@ def _name_of(c):
     if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
     return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)
 
-def named_candidates(stats):
+def named_candidates(stats:Iterable)->list:
     "Pairs (name, candidate) from a list, or a dict by name, of what `stats=` or `scheme=` takes"
     if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
     if not isinstance(stats, (Mapping, list, tuple)):

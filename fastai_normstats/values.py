@@ -8,13 +8,16 @@ __all__ = ['known_fields', 'NormStats', 'same_numbers', 'value_range', 'check_ba
 
 # %% ../nbs/00_values.ipynb #74efff51
 import json, math, os, re, sys, tempfile
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import torch
+
+if TYPE_CHECKING: from torchvision.transforms import v2
 
 # %% ../nbs/00_values.ipynb #bdd0b259
 def _floats(name, v):
@@ -33,7 +36,7 @@ def _ends(name, v):
     return res
 
 # %% ../nbs/00_values.ipynb #9a446382
-def known_fields(cls, d, *required):
+def known_fields(cls:type, d:object, *required:str)->dict:
     "`d` if it is a dict with all `required` fields and none that dataclass `cls` lacks, else a ValueError"
     if not isinstance(d, dict): raise ValueError(f"{cls.__name__} is read from a dict, got {type(d).__name__}")
     names = {f.name for f in fields(cls)}
@@ -64,20 +67,20 @@ class NormStats:
         if self.estimator not in ('pooled', 'image'):
             raise ValueError(f"`estimator` must be 'pooled' or 'image', got {self.estimator!r}")
 
-    def __iter__(self): return iter((self.mean, self.std))
+    def __iter__(self)->Iterator: return iter((self.mean, self.std))
 
-    def to_dict(self): return {k: list(v) if isinstance(v, tuple) else v for k,v in asdict(self).items()}
+    def to_dict(self)->dict: return {k: list(v) if isinstance(v, tuple) else v for k,v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, d): return cls(**known_fields(cls, d, 'mean', 'std'))
+    def from_dict(cls, d:dict)->'NormStats': return cls(**known_fields(cls, d, 'mean', 'std'))
 
-    def to_torchvision(self):
+    def to_torchvision(self)->'v2.Normalize':
         "The same as `torchvision.transforms.v2.Normalize`"
         from torchvision.transforms import v2
         return v2.Normalize(list(self.mean), list(self.std))
 
 # %% ../nbs/00_values.ipynb #08e47e7c
-def same_numbers(a, b):
+def same_numbers(a:Iterable, b:Iterable)->bool:
     "Are two (mean, std) the same numbers, but for the rounding of float32?"
     def close(x, y): return math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-7)
     return all(len(x)==len(y) and all(map(close, x, y)) for x,y in zip(a, b))
@@ -93,7 +96,7 @@ def value_range(
 
 # %% ../nbs/00_values.ipynb #18b00005
 def check_bands(
-    bands  # Names of the channels, or `None`
+    bands:Iterable|None  # Names of the channels, or `None`
 )->tuple:
     "`bands` as a tuple of different words; a ValueError where they are not"
     if bands is None: return ()
@@ -126,7 +129,7 @@ def stats_by_band(
 _number = r'-?\d+(?:\.\d+)?'
 
 def units_text(
-    units  # `'low-high'`, `'HU'`, `'name/divisor'`, or a number to divide by; `None` or `''`: nobody says
+    units:str|float|None # `'low-high'`, `'HU'`, `'name/divisor'`, or a number to divide by; `None` or `''`: nobody says
 )->str:
     "How `units` are written; a ValueError where they are none of these"
     if units is None or units=='': return ''
@@ -149,25 +152,26 @@ def unit_range(
                      f"number to divide by, got {units!r}")
 
 # %% ../nbs/00_values.ipynb #ad1f45b1
-def brief(v): return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
+def brief(v:float)->str: return f"{v:,.0f}" if abs(v)>=100 else f"{v:.3g}"
 
 def each_or_one(
-    values,     # Numbers, one per channel
-    text=brief  # How one is written
+    values:Iterable,     # Numbers, one per channel
+    text:Callable=brief  # How one is written
 )->str:
     "One number where all channels read alike, else one of each, so that nobody wonders whose is missing"
     words = [*map(text, values)]
     return words[0] if len({*words})==1 else ', '.join(words)
 
-def short(v):
+def short(v:object)->str:
     "`v` as a few characters of a message"
     try: text = repr(v)
     except (ValueError, RecursionError): text = type(v).__name__  # a number of too many digits, too deep a nesting
     return text if len(text)<=60 else text[:57]+'…'
 
-def in_one_line(e): return ' '.join(str(e).split())[:300].rstrip('.') or type(e).__name__
+def in_one_line(e:BaseException)->str: return ' '.join(str(e).split())[:300].rstrip('.') or type(e).__name__
 
-def first_line(e): return next((s.strip() for s in str(e).splitlines() if s.strip()), type(e).__name__)
+def first_line(e:BaseException)->str:
+    return next((s.strip() for s in str(e).splitlines() if s.strip()), type(e).__name__)
 
 # %% ../nbs/00_values.ipynb #9a7b0002
 _ascii = dict(zip('σ–−±×…≤→²√⚠✓αβ“', 'sigma - - +- x ... <= -> 2 sqrt ! x alpha beta "'.split())) | {'”': '"'}
@@ -179,9 +183,9 @@ def printable(
     return ''.join(c if c.isprintable() or c in '\n\t' else '?' for c in str(text))
 
 def say(
-    *lines,    # What to print, a line each
-    file=None  # Where to; `None`: standard output
-):
+    *lines:str,            # What to print, a line each
+    file:TextIO|None=None  # Where to; `None`: standard output
+)->None:
     "Print `lines`, in ASCII where the stream cannot do more; a stream that is closed is no reason to fail"
     file = sys.stdout if file is None else file
     if file is None or getattr(file, 'closed', False): return
@@ -196,7 +200,7 @@ def say(
 def write_file(
     path:str|Path,  # The file to write; an existing one is replaced
     data:str|bytes  # All of it; text is written as UTF-8
-):
+)->None:
     "Write `data` to `path` in one step, so that no half-written file can be read"
     path = Path(path)
     if path.is_dir(): raise OSError(f"cannot write {path}: it is a folder")
@@ -210,4 +214,4 @@ def write_file(
         os.unlink(tmp)
         raise
 
-def write_json(path, d): write_file(path, json.dumps(d, indent=1))
+def write_json(path:str|Path, d:object)->None: write_file(path, json.dumps(d, indent=1))
