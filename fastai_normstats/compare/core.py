@@ -8,11 +8,12 @@ __all__ = ['Comparison', 'compare_stats', 'WholeTable']
 
 # %% ../../nbs/43_compare.ipynb #52db3b98
 import json, math, re, warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import fastai.callback.schedule
 import numpy as np
@@ -58,6 +59,11 @@ def _row(record, best):
 # %% ../../nbs/43_compare.ipynb #c0ed1930
 class Comparison:
     "What `compare_stats` found: `runs`, `table()`, `verdict`, `plot()`"
+    runs:pd.DataFrame   # a row a run
+    records:list        # a dict a run, with its predictions
+    candidates:list     # their names, the reference first
+    classes:list|None   # `None`: images have masks
+    metrics:list        # columns of `runs`
     def __init__(self,
         records:list,  # A dict a run
         setup:dict     # What was compared: `candidates` (names, the reference first), `classes`…
@@ -76,9 +82,9 @@ class Comparison:
         self.runs = pd.DataFrame(rows, columns=columns).astype(kinds)
         self.runs['error'] = self.runs.error.where(self.runs.error.notna(), None)
 
-    def finished(self, name):
+    def finished(self, name:str)->pd.DataFrame:
         "The rows of candidate `name` whose run did not fail"
-        return self.runs[(self.runs.candidate==name) & self.runs.error.isna()]
+        return self.runs[(self.runs.candidate==name) & self.runs.error.isna()]  # pyright: ignore[reportReturnType]
 
 # %% ../../nbs/43_compare.ipynb #78584146
 def _whole(name, v, least):
@@ -177,23 +183,23 @@ def _told(res, verbose):
 
 # %% ../../nbs/43_compare.ipynb #83b1d311
 def compare_stats(
-    dblock:DataBlock,              # Any Normalize in it is left out
-    source,                        # What `dataloaders` takes: the folder, the DataFrame…
-    learner,                       # Function from loaders to a new Learner
-    stats=('imagenet', 'custom'),  # What `stats=` or `scheme=` takes: a list, or a dict by name; first the reference
-    seeds:int|list=3,              # How many, or which: each trains every candidate once a fold
-    folds:int=None,                # Of a cross-validation; `None`: the block's own splitter, or 5 with `groups`
-    groups=None,                   # Function from an item to its patient, a column, or a list: never on both sides
-    epochs:int=1,                  # Of each run
-    folder=None,                   # Keep finished runs here, and do not make them again; `None`: nowhere
-    *, fit=Learner.fit_one_cycle,  # Function of learner and `epochs` that trains: e.g. `Learner.fine_tune`
-    train_size:int=None,           # Train on this many images of each split, with the classes' shares; `None`: all
-    positive:str=None,             # Of two classes, the one to find; `None`: the last of the vocabulary
-    metrics:dict=None,             # More: name → function of (y, p), p (n,) of the positive of two classes, else (n, C)
-    probe:bool=False,              # Train nothing: a linear classifier on the frozen body's features, in minutes
-    cache_items:bool=None,         # Decode each item once, and keep it in memory? `None`: where they fit
-    verbose:bool=True,             # Show progress and print the verdict?
-    **kwargs                       # Of `DatasetStats` (`model`, `mask`…) and of `dataloaders` (`bs`, `num_workers`…)
+    dblock:DataBlock,           # Any Normalize in it is left out
+    source:object,              # What `dataloaders` takes: the folder, the DataFrame…
+    learner:Callable,           # Function from loaders to a new Learner
+    stats:Iterable=('imagenet', 'custom'), # As `stats=` or `scheme=`: a list, or a dict by name; the reference first
+    seeds:int|Sequence=3,       # How many, or which: each trains every candidate once a fold
+    folds:int|None=None,        # Of a cross-validation; `None`: the block's own splitter, or 5 with `groups`
+    groups:Callable|Iterable|None=None, # Function from an item to its patient, a column, or a list: never on both sides
+    epochs:int=1,               # Of each run
+    folder:str|Path|None=None,  # Keep finished runs here, and do not make them again; `None`: nowhere
+    *, fit:Callable=Learner.fit_one_cycle, # Function of learner and `epochs` that trains: e.g. `Learner.fine_tune`
+    train_size:int|None=None,   # Train on this many images of each split, with the classes' shares; `None`: all
+    positive:str|None=None,     # Of two classes, the one to find; `None`: the last of the vocabulary
+    metrics:Mapping|None=None,  # More: name → function of (y, p), p (n,) of the positive of two classes, else (n, C)
+    probe:bool=False,           # Train nothing: a linear classifier on the frozen body's features, in minutes
+    cache_items:bool|None=None, # Decode each item once, and keep it in memory? `None`: where they fit
+    verbose:bool=True,          # Show progress and print the verdict?
+    **kwargs:Any                # Of `DatasetStats` (`model`, `mask`…) and of `dataloaders` (`bs`, `num_workers`…)
 )->Comparison:
     "Train the same learner under each candidate, alike in all else; `probe=True`: read its frozen body instead"
     seeds,folds = _check_arguments(seeds, folds, groups, epochs, learner, fit, metrics, folder)
@@ -239,7 +245,7 @@ class WholeTable(pd.DataFrame):
     @property
     def _constructor(self): return pd.DataFrame
     def _text(self, to, **kwargs): return to(self, index=False, float_format='%.4g', na_rep='–', **kwargs)
-    def __repr__(self): return self._text(pd.DataFrame.to_string)
+    def __repr__(self)->str: return self._text(pd.DataFrame.to_string)
     def _repr_html_(self): return self._text(pd.DataFrame.to_html, border=0)
 
 def _of(i):
@@ -249,7 +255,7 @@ def _of(i):
 
 @patch
 def table(self:Comparison,
-    metrics=None  # Columns of `runs`; `None`: all
+    metrics:str|Iterable|None=None  # Columns of `runs`; `None`: all
 )->pd.DataFrame:
     "A row a candidate and metric: mean, paired difference, its 95 % interval, and what would have been seen"
     rows = []
@@ -327,7 +333,7 @@ def _reservations(self:Comparison, said):
 
 @patch
 def verdict_on(self:Comparison,
-    metric:str=None  # A column of `runs`; `None`: F1 at the best threshold, or Dice
+    metric:str|None=None  # A column of `runs`; `None`: F1 at the best threshold, or Dice
 )->str:
     "What the comparison says of a metric, in words"
     metric = self.higher[0] if metric is None else metric
@@ -352,7 +358,7 @@ def _note(self:Comparison):
             f"{what}; differences from {self.reference}.")
 
 @patch
-def __repr__(self:Comparison): return f"{self.verdict}\n{self._note()}\n{self.table()!r}"
+def __repr__(self:Comparison)->str: return f"{self.verdict}\n{self._note()}\n{self.table()!r}"
 
 @patch
 def _repr_html_(self:Comparison):
@@ -361,7 +367,7 @@ def _repr_html_(self:Comparison):
 # %% ../../nbs/43_compare.ipynb #bbffbd91
 @patch
 def by_recall(self:Comparison,
-    recalls=(.8, .9, .95)  # In (0, 1]
+    recalls:float|Iterable=(.8, .9, .95)  # In (0, 1]
 )->pd.DataFrame:
     "A row a recall and candidate: mean precision at that recall, paired difference with its 95 % interval"
     if self.classes is None: raise ValueError("`by_recall` is of one class an image, and these have masks")
@@ -450,9 +456,9 @@ def _panels(self):
 # %% ../../nbs/43_compare.ipynb #ddfb966d
 @patch
 def plot(self:Comparison,
-    candidates=None,     # Names of those to draw; `None`: all
-    figsize:tuple=None   # Inches; `None`: 13 by 3.6
-):
+    candidates:str|Iterable|None=None,  # Names of those to draw; `None`: all
+    figsize:tuple|None=None             # Inches; `None`: 13 by 3.6
+)->np.ndarray:
     "Paired differences with intervals, validation losses, and precision over recall; returns the axes"
     import matplotlib.pyplot as plt
     names = self.candidates if candidates is None else [candidates] if isinstance(candidates, str) else list(candidates)

@@ -8,6 +8,7 @@ __all__ = ['body_of', 'class_probabilities', 'Probe']
 # %% ../../nbs/42_compare_probe.ipynb #6d100004
 import json, time
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ def body_of(
 )->nn.Module:
     "The part of `model` that comes before its head"
     if isinstance(model, nn.Sequential) and len(model)==2 and any(True for _ in model[0].parameters()): return model[0]
-    return model.body if isinstance(getattr(model, 'body', None), nn.Module) else _BeforeLast(model)
+    body = getattr(model, 'body', None)
+    return body if isinstance(body, nn.Module) else _BeforeLast(model)
 
 def _flat(x, n_features=None):
     "Features as (B, C); `n_features` tells channels-last from channels-first, where the body knows it"
@@ -74,10 +76,10 @@ def _inner_splits(y, groups):
     return list(kind.split(y, y, groups))
 
 def class_probabilities(
-    x,           # (n, C): features of the training images
-    y,           # (n,): their classes
-    x_new,       # (m, C): features of others
-    groups=None  # (n,): whose the training images are
+    x:np.ndarray,                # (n, C): features of the training images
+    y:np.ndarray,                # (n,): their classes
+    x_new:np.ndarray,            # (m, C): features of others
+    groups:np.ndarray|None=None  # (n,): whose the training images are
 )->np.ndarray:
     "(m, n_classes): the probability of each class, by a linear classifier"
     clip = FunctionTransformer(np.clip, kw_args=dict(a_min=-_far, a_max=_far))
@@ -98,9 +100,9 @@ def _what_is_done(choice):
 class Probe:
     "Makes a run: features of the frozen body under a candidate, and a linear classifier on them"
     def __init__(self,
-        data:Data,  # From `gather`
-        learner,    # As in `compare_stats`
-        own:dict    # Keywords of `DatasetStats`
+        data:Data,         # From `gather`
+        learner:Callable,  # As in `compare_stats`
+        own:dict           # Keywords of `DatasetStats`
     ):
         self.data,self.learner,self.own = data,learner,own
         self.features = OrderedDict()  # by numbers and weights, the last used last
@@ -134,7 +136,7 @@ class Probe:
 def __call__(self:Probe,
     job:Job,
     starts:dict,  # What the bodies of each seed and fold start from
-    tell          # Function that shows where the run is
+    tell:Callable # Function that shows where the run is
 )->dict:
     "What is known after a run"
     data,began = self.data,time.time()

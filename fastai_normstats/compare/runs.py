@@ -9,6 +9,7 @@ __all__ = ['runs_format', 'Data', 'gather', 'keep_items', 'candidates_of', 'Job'
 
 # %% ../../nbs/41_compare_runs.ipynb #90c94561
 import gc, hashlib, json, math, tempfile, time, traceback, warnings
+from collections.abc import Callable, Iterable
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,7 @@ import fastai.callback.progress
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from fastai.data.block import DataBlock
-from fastai.data.transforms import Normalize, RandomSplitter
+from fastai.data.all import DataBlock, DataLoaders, Normalize, RandomSplitter
 from fastai.learner import Learner
 from fastai.torch_core import find_bs, no_random, set_seed
 from fastai.vision.core import PILMask, TensorMask
@@ -115,9 +115,9 @@ class Data:
     kept:list|None=None   # Decoded items, `None` where one is not
 
     @property
-    def n_classes(self): return len(self.classes or [None])  # masks count as one
+    def n_classes(self)->int: return len(self.classes or [None])  # masks count as one
 
-    def dls(self, train, valid):
+    def dls(self, train:list, valid:list)->DataLoaders:
         "Loaders without normalisation; with copies of the transforms, some of which keep random generators"
         block = copy(self.block)
         block.splitter = lambda items: (train, valid)
@@ -129,10 +129,10 @@ class Data:
 
 # %% ../../nbs/41_compare_runs.ipynb #4fd0588f
 def gather(
-    dblock:DataBlock,  # Any Normalize in it is left out
-    source,            # What `dataloaders` takes
-    groups=None,       # Function from an item to its group, a column, or one value an item
-    loaders:dict={}    # Keywords of `dataloaders`
+    dblock:DataBlock,                    # Any Normalize in it is left out
+    source:object,                       # What `dataloaders` takes
+    groups:Callable|Iterable|None=None,  # Function from an item to its group, a column, or one value an item
+    loaders:dict={}                      # Keywords of `dataloaders`
 )->Data:
     "Ask the block for its items and their classes"
     if not isinstance(dblock, DataBlock):
@@ -172,10 +172,10 @@ def _item_or_none(dset, i):
     except Exception: return None  # it is read again, and fails, where it is needed
 
 def keep_items(
-    data:Data,              # From `gather`
-    cache_items:bool=None,  # `None`: where they fit and are the same each time
-    verbose:bool=False      # Show progress?
-):
+    data:Data,                   # From `gather`
+    cache_items:bool|None=None,  # `None`: where they fit and are the same each time
+    verbose:bool=False           # Show progress?
+)->None:
     "Decode every item of `data` once, for all runs"
     if cache_items is not None and not isinstance(cache_items, bool):
         raise TypeError(f"`cache_items` must be True, False or None (by size), got {cache_items!r}")
@@ -238,8 +238,8 @@ def _item_names(data, idxs):
 
 # %% ../../nbs/41_compare_runs.ipynb #b74f972e
 def candidates_of(
-    stats,    # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes
-    own:dict  # Other keywords of `DatasetStats`
+    stats:Iterable,  # A list, or a dict by name, of what `stats=` or `scheme=` of `DatasetStats` takes
+    own:dict         # Other keywords of `DatasetStats`
 )->dict:
     "A recipe a candidate, by name; refuses what `DatasetStats` would"
     named = named_candidates(stats)
@@ -268,14 +268,14 @@ class Job:
     ratio:float  # Validation images over all that this split might have trained on
 
     @property
-    def split(self): return digest(repr((self.train, self.valid)).encode())
+    def split(self)->str: return digest(repr((self.train, self.valid)).encode())
     @property
-    def key(self):
+    def key(self)->str:
         parts = [self.candidate, _spec(self.recipe), self.seed, self.fold, self.split]
         return digest(json.dumps(parts).encode())
 
     @property
-    def number(self): return self.seed*1009+self.fold  # from which its random states start
+    def number(self)->int: return self.seed*1009+self.fold  # from which its random states start
 
 # %% ../../nbs/41_compare_runs.ipynb #a67c23c8
 class _Losses(Callback):
@@ -396,7 +396,7 @@ def _probabilities(learn, data, job):
     return p.float().numpy(),y
 
 # %% ../../nbs/41_compare_runs.ipynb #6bc8dfca
-def fitted_loaders(data, job, own, valid=None):
+def fitted_loaders(data:Data, job:Job, own:dict, valid:list|None=None)->tuple:
     "Loaders with the statistics of the candidate, and what was warned of; `valid`: other places to validate on"
     set_seed(job.number, reproducible=True)
     dls = data.dls(job.train, job.valid if valid is None else valid)
@@ -424,11 +424,11 @@ def _check_start(start, starts, job):
 
 # %% ../../nbs/41_compare_runs.ipynb #0b9ae995
 def new_learner(
-    learner,          # As in `compare_stats`
-    dls,              # From `fitted_loaders`
+    learner:Callable,          # As in `compare_stats`
+    dls:DataLoaders,           # From `fitted_loaders`
     job:Job,
-    starts:dict,      # What the networks of each seed and fold start from
-    part=lambda m: m  # Function from the network to the part of it that is used
+    starts:dict,               # What the networks of each seed and fold start from
+    part:Callable=lambda m: m  # Function from the network to the part of it that is used
 )->tuple:
     "A checked Learner, the part of its network, and a digest of the weights that this starts from"
     set_seed(job.number, reproducible=True)
@@ -441,22 +441,22 @@ def new_learner(
     return learn,used,start
 
 # %% ../../nbs/41_compare_runs.ipynb #41b00003
-def known(choice, start, said, began):
+def known(choice:StatsChoice, start:str, said:list, began:float)->dict:
     "What is known of a run besides what came out, as JSON"
     return dict(stats=[*map(list, choice.stats)], rule=choice.rule, weights=start, warnings=said,
                 seconds=time.time()-began)
 
-def as_json(p): return [[float(str(v)) for v in row] for row in p]  # as short as float32 can be written
+def as_json(p:np.ndarray)->list: return [[float(str(v)) for v in row] for row in p]  # as short as float32 can be
 
 def train(
     data:Data,
-    learner,      # These as in `compare_stats`
-    fit,
+    learner:Callable,  # These as in `compare_stats`
+    fit:Callable,
     epochs:int,
-    own:dict,     # Keywords of `DatasetStats`
+    own:dict,          # Keywords of `DatasetStats`
     job:Job,
-    starts:dict,  # What the networks of each seed and fold start from
-    tell          # Function that shows where the run is
+    starts:dict,       # What the networks of each seed and fold start from
+    tell:Callable      # Function that shows where the run is
 )->dict:
     "Loaders, statistics, learner, training, predictions: what is known after a run"
     dls,said = fitted_loaders(data, job, own)
@@ -489,11 +489,11 @@ def _run(make, job, starts, tell):
 
 # %% ../../nbs/41_compare_runs.ipynb #f37ca88c
 def jobs_of(
-    data:Data,       # From `gather`
-    recipes:dict,    # From `candidates_of`
-    seeds:list,      # A split, or a set of folds, each
-    folds,           # How many; `None`: the block's own splitter
-    train_size=None  # Images to train on; `None`: all of each training split
+    data:Data,                # From `gather`
+    recipes:dict,             # From `candidates_of`
+    seeds:list,               # A split, or a set of folds, each
+    folds:int|None,           # How many; `None`: the block's own splitter
+    train_size:int|None=None  # Images to train on; `None`: all of each training split
 )->list:
     "Every run that is to be made, those to be compared next to each other"
     res = []
@@ -543,13 +543,13 @@ def _same_part(a, b):
 
 # %% ../../nbs/41_compare_runs.ipynb #f6ddde57
 def plan_of(
-    data:Data,     # From `gather`
-    learner,       # As in `compare_stats`
-    own:dict,      # Keywords of `DatasetStats`
-    folds,         # These as in `compare_stats`, too
-    train_size,
-    fit=None,      # `None`: nothing is trained
-    **more         # What else runs depend on, as JSON: `epochs`, or `probe`
+    data:Data,               # From `gather`
+    learner:Callable,        # As in `compare_stats`
+    own:dict,                # Keywords of `DatasetStats`
+    folds:int|None,          # These as in `compare_stats`, too
+    train_size:int|None,
+    fit:Callable|None=None,  # `None`: nothing is trained
+    **more:object            # What else runs depend on, as JSON: `epochs`, or `probe`
 )->dict:
     "What runs depend on besides candidate, seed and split, part by part"
     own = {k: v for k,v in own.items() if k not in ('cache', 'measure')}
@@ -597,8 +597,8 @@ def _usable(record, job):
 class Store:
     "Records of runs in a folder, or nowhere"
     def __init__(self,
-        folder,  # `None`: nowhere
-        plan     # Function that gives `plan_of` what is to be compared
+        folder:str|Path|None,  # `None`: nowhere
+        plan:Callable          # Function that gives `plan_of` what is to be compared
     ):
         self.folder = None if folder is None else Path(folder).expanduser()
         if folder is None: return
@@ -609,14 +609,14 @@ class Store:
 
     def _file(self, job): return self.folder/f'run-{job.key}.json'
 
-    def get(self, job):
+    def get(self, job:Job)->dict|None:
         "The record of `job`, `None` if it has not run or failed"
         if self.folder is None or not self._file(job).exists(): return None
         try: return _usable(json.loads(self._file(job).read_text(encoding='utf-8')), job)
         except (OSError, ValueError, KeyError, AttributeError) as e:
             warnings.warn(f"cannot use {self._file(job)} ({first_line(e)}): this run is made again")
 
-    def put(self, job, record):
+    def put(self, job:Job, record:dict)->None:
         "Keep `record`; a warning where that cannot be done"
         if self.folder is None: return
         try: write_json(self._file(job), record)
@@ -632,10 +632,10 @@ def _teller(bar, job):
     return tell
 
 def run_all(
-    jobs:list,    # From `jobs_of`
-    store:Store,  # Where finished runs are kept
-    make,         # Function of a job, a dict of what networks start from, and one that shows progress: what came out
-    verbose:bool  # Show progress?
+    jobs:list,      # From `jobs_of`
+    store:Store,    # Where finished runs are kept
+    make:Callable,  # Function of a job, a dict of what networks start from, and one that shows progress: what came out
+    verbose:bool    # Show progress?
 )->list:
     "The record of every job, kept or made now"
     res,starts = [],{}

@@ -8,14 +8,16 @@ __all__ = ['rates', 'values_of', 'scores', 'precisions_at', 'precision_at', 'aur
 
 # %% ../../nbs/40_compare_scores.ipynb #1953be41
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 # %% ../../nbs/40_compare_scores.ipynb #fe0481f3
-def rates(y, p):
+def rates(y:ArrayLike, p:ArrayLike)->tuple:
     "Precision and recall at every threshold that `p` allows; `y` is bool"
     precision,recall,_ = precision_recall_curve(y, p)
     return precision[:-1],recall[:-1]  # without the point that scikit-learn adds, at which nothing is called positive
@@ -29,14 +31,14 @@ def _auroc(y, p): return math.nan if y.all() or not y.any() else roc_auc_score(y
 
 def _pr_auc(y, p): return average_precision_score(y, p) if y.any() else math.nan
 
-def values_of(y, probs):
+def values_of(y:np.ndarray, probs:np.ndarray)->list:
     "Whether an image is of a class, and the probability of that: for the positive class, or for each of more than two"
     return [(y==c, probs[:,c]) for c in ([1] if probs.shape[1]==2 else range(probs.shape[1]))]
 
 # %% ../../nbs/40_compare_scores.ipynb #8c0e1cea
 def scores(
-    y,      # (n,) whole numbers: the class of each image; of two, 1 is the positive one
-    probs   # (n, C): the probability of each class
+    y:ArrayLike,     # (n,) whole numbers: the class of each image; of two, 1 is the positive one
+    probs:ArrayLike  # (n, C): the probability of each class
 )->dict:
     "`best_f1`, `f1`, `auroc` and `pr_auc`; NaN where no image of a class is there"
     y,probs = np.asarray(y),np.asarray(probs, dtype=np.float64)
@@ -51,9 +53,9 @@ def _fixed_f1(y, probs):
 
 # %% ../../nbs/40_compare_scores.ipynb #458f7437
 def precisions_at(
-    y,       # These as in `scores`
-    probs,
-    recalls  # (k,) in (0, 1]: at least this share of the class must be found
+    y:ArrayLike,                 # These as in `scores`
+    probs:ArrayLike,
+    recalls:Sequence|np.ndarray  # (k,) in (0, 1]: at least this share of the class must be found
 )->np.ndarray:
     "(k,): best precision at such a recall or more, the mean over more than two classes; NaN if one has no image"
     def at(y, p):
@@ -62,13 +64,13 @@ def precisions_at(
         return np.array([precision[found>=r-1e-12].max() for r in recalls])
     return np.mean([at(*o) for o in values_of(np.asarray(y), np.asarray(probs, dtype=np.float64))], 0)
 
-def precision_at(y, probs, recall:float)->float:
+def precision_at(y:ArrayLike, probs:ArrayLike, recall:float)->float:
     "`precisions_at` a single recall"
     return float(precisions_at(y, probs, [recall])[0])
 
 # %% ../../nbs/40_compare_scores.ipynb #40a00002
 def auroc_chance_se(
-    y,             # (n,) whole numbers: the class of each image
+    y:Sequence|np.ndarray,  # (n,) whole numbers: the class of each image
     n_classes:int
 )->float:
     "Standard error of `scores(…)['auroc']` around .5 for predictions that know nothing; NaN where a class has no image"
@@ -79,10 +81,10 @@ def auroc_chance_se(
 
 # %% ../../nbs/40_compare_scores.ipynb #40a00005
 def dice(
-    p,             # (B, …) whole numbers: the predicted class of each pixel
-    y,             # (B, …): the true one
+    p:Sequence|np.ndarray,  # (B, …) whole numbers: the predicted class of each pixel
+    y:Sequence|np.ndarray,  # (B, …): the true one
     n_classes:int,
-    ignore=None    # Pixels of this true class do not count, nor do those of no class at all
+    ignore:int|None=None    # Pixels of this true class do not count, nor do those of no class at all
 )->np.ndarray:
     "(B,): Dice of each image, the mean over classes from 1 that `p` or `y` holds; NaN where they hold none"
     p,y = np.asarray(p).reshape(len(p), -1),np.asarray(y).reshape(len(y), -1)
@@ -108,9 +110,9 @@ class Interval(NamedTuple):
 
 # %% ../../nbs/40_compare_scores.ipynb #83b5422e
 def corrected_interval(
-    d,                # (J,): differences, one a pair of runs
-    ratio:float,      # Test images of a split over all others that it might have trained on; 0: runs that share nothing
-    level:float=.95   # Of the interval
+    d:ArrayLike,     # (J,): differences, one a pair of runs
+    ratio:float,     # Test images of a split over all others that it might have trained on; 0: runs that share nothing
+    level:float=.95  # Of the interval
 )->Interval:
     "Mean of `d` with the interval of Nadeau & Bengio (2003)"
     d = np.asarray(d, dtype=np.float64)

@@ -8,10 +8,12 @@ __all__ = ['first_bytes', 'PILFloat', 'import_pydicom', 'dicom_pixels', 'dicom_r
 
 # %% ../../nbs/50_images.ipynb #ae05012c
 import math, os, warnings
+from collections.abc import Iterable
 from contextlib import contextmanager
 from io import BytesIO
 from numbers import Integral, Real
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +53,7 @@ def _name(fn):
 
 def _stream(fn): return BytesIO(fn) if isinstance(fn, bytes) else fn
 
-def first_bytes(fn):
+def first_bytes(fn:str|os.PathLike|bytes)->bytes:
     "The first 132 bytes, which tell TIFF and DICOM from other files"
     if isinstance(fn, bytes): return fn[:132]
     with open(fn, 'rb') as f: return f.read(132)
@@ -132,18 +134,18 @@ class PILFloat(PILBase):
 
     @classmethod
     def create(cls,
-        fn:object, # Path or bytes of a grey image file, or an array, tensor (H, W) or Pillow image
-        **kwargs   # What the reader of a subclass takes besides
-    ):
+        fn:object,   # Path or bytes of a grey image file, or an array, tensor (H, W) or Pillow image
+        **kwargs:Any # What the reader of a subclass takes besides
+    )->'PILFloat':
         "An image of the values of `fn` as they are"
         return cls(Image.fromarray(np.array(cls._read(fn, **kwargs), dtype=np.float32)))
 
-    def dihedral(self, k):
+    def dihedral(self, k:int)->Image.Image:
         "For `DihedralItem`; fastai gives it to `PILImage` alone"
         return self if k==0 else self.transpose(k-1)
 
 # %% ../../nbs/50_images.ipynb #f0e12188
-def import_pydicom():
+def import_pydicom()->ModuleType:
     "pydicom, which nothing else here needs"
     try: import pydicom
     except ImportError as e:
@@ -303,7 +305,7 @@ class DicomFrame(NamedTuple):
 
 # %% ../../nbs/50_images.ipynb #647e52e5
 def dicom_frames(
-    files  # DICOM files
+    files:Iterable  # DICOM files
 )->L:
     "Items for `PILDicomFloat`, from headers: files of one frame, a pair `(file, frame)` for every frame of others"
     def frames(f):
@@ -342,7 +344,7 @@ class Windows(DisplayedTransform):
     "One channel in [0, 1] for each of the (width, level) `windows` of a batch of one-channel images, e.g. in HU"
     order = 11  # `IntToFloatTensor`, which would divide the result, is at 10
     def __init__(self,
-        windows:list  # (width, level) pairs in the units of the images; several give a `TensorImage`
+        windows:list|tuple|L  # (width, level) pairs in the units of the images; several give a `TensorImage`
     ):
         _check_windows(windows)
         self.windows = [(float(w), float(l)) for w,l in windows]
@@ -362,7 +364,8 @@ class Windows(DisplayedTransform):
 
     def _of_input(self, x, windows): return self._windowed(x, windows) if windows and isinstance(x, TensorImage) else x
 
-    def encodes(self, x:TensorImage)->TensorImage: return self._windowed(x, self.windows)
+    def encodes(self, x:TensorImage)->TensorImage:
+        return self._windowed(x, self.windows)  # pyright: ignore[reportReturnType]
 
     def _windowed(self, x, windows):
         if x.ndim<4 or x.shape[1]!=1:
@@ -374,9 +377,9 @@ class Windows(DisplayedTransform):
 
 # %% ../../nbs/50_images.ipynb #b185adbd
 def FloatImageBlock(
-    cls=PILFloat,       # `PILFloat`, `PILDicomFloat` or a subclass
-    windows:list=None,  # (width, level) pairs that become the channels, see `Windows`; `None`: one, in the file's units
-    units=None          # What values are, checked when they are measured: `'HU'`, `'0-4095'`, a number to divide by…
+    cls:type[PILFloat]=PILFloat,  # `PILFloat`, `PILDicomFloat` or a subclass
+    windows:list|tuple|L|None=None, # (width, level) pairs that become the channels (`Windows`); `None`: as in the file
+    units:str|float|None=None # What values are, checked when measured: `'HU'`, `'0-4095'`, a number to divide by…
 )->TransformBlock:
     "A `TransformBlock` for images in their own units, without a division by 255"
     if not (isinstance(cls, type) and issubclass(cls, PILFloat)):

@@ -7,8 +7,10 @@ __all__ = ['TensorBands', 'BandsBlock', 'TensorVolume', 'dicom_series', 'VolumeB
 
 # %% ../../nbs/51_images_volumes.ipynb #a5100004
 import os, warnings
+from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
+from typing import Any, NoReturn
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,7 +35,7 @@ def _for_the_eye(a):
 class TensorBands(TensorInUnits):
     "An image (C, H, W) of any number of bands in the units of the file; `rgb` are the positions of those to show"
     rgb = None
-    def show(self, ctx=None, **kwargs):
+    def show(self, ctx:object=None, **kwargs:Any)->Any:
         "Show three bands, or one in grey, each stretched between its percentiles 2 and 98"
         x,shown = self.detach().cpu().as_subclass(torch.Tensor).float().numpy(),self.rgb
         if not shown or max(shown)>=len(x): shown = range(3 if len(x)>2 else 1)
@@ -192,9 +194,9 @@ class _BandsReader(ItemTransform):
 
 # %% ../../nbs/51_images_volumes.ipynb #a5100069
 def BandsBlock(
-    bands:list=None, # Names of all bands in the order of the file; files with others are refused
-    only:list=None,  # Names or positions of the bands to load, in this order; `None`: all
-    rgb:tuple=None   # Names or positions, among those loaded, of the three bands to show, or one; `None`: the first
+    bands:Iterable|None=None,  # Names of all bands in the order of the file; files with others are refused
+    only:list|tuple|None=None, # Names or positions of the bands to load, in this order; `None`: all
+    rgb:list|tuple|None=None # Names or positions, among those loaded, of three to show, or of one; `None`: the first
 )->TransformBlock:
     "A `TransformBlock` for images of any number of bands in the units of the file"
     return TransformBlock(type_tfms=_BandsReader(bands, only, rgb))
@@ -202,12 +204,12 @@ def BandsBlock(
 # %% ../../nbs/51_images_volumes.ipynb #a5100035
 class TensorVolume(TensorInUnits):
     "A volume (C, D, H, W) in the units of the file"
-    def show(self, ctx=None, **kwargs):
+    def show(self, ctx:object=None, **kwargs:Any)->Any:
         "Show the middle slice along D of the first channel, in grey"
         x = self.detach().cpu().as_subclass(torch.Tensor).float()
         return show_image(x[0, x.shape[1]//2].numpy(), ctx=ctx, **{'cmap': 'gray', **kwargs})
 
-    def affine_coord(self, *args, **kwargs):
+    def affine_coord(self, *args:Any, **kwargs:Any)->NoReturn:
         "Not for volumes"
         raise TypeError("fastai's affine and lighting transforms are for batches of images (B, C, H, W), "
                         f"got volumes {tuple(self.shape)}: leave `aug_transforms`, `Flip` and the like out, and write "
@@ -244,7 +246,7 @@ def _dicoms(folder):
         if p.suffix.lower() in ('.dcm', '.dicom') or first_bytes(p)[128:]==b'DICM': yield p
 
 def dicom_series(
-    path # The folder to look in, with the folders in it
+    path:str|os.PathLike # The folder to look in, with the folders in it
 )->L:
     "Items for `VolumeBlock`: the folders that hold DICOM files, in order"
     if not os.path.isdir(path): raise ValueError(f"{path} is no folder: give the one that holds the scans")
@@ -362,7 +364,7 @@ class _VolumeReader(ItemTransform):
         return TensorVolume(torch.from_numpy(np.array(a, dtype=np.float32, order='C')))
 
 def VolumeBlock(
-    size:tuple=None # (D, H, W) that every volume is cropped or padded to, round its middle; `None`: as it is
+    size:list|tuple|None=None # (D, H, W) that every volume is cropped or padded to, round its middle; `None`: as it is
 )->TransformBlock:
     "A `TransformBlock` for volumes in the units of the file: NIfTI, folders of DICOM, `.npy`, arrays"
     return TransformBlock(type_tfms=_VolumeReader(size))

@@ -8,14 +8,16 @@ __all__ = ['Front', 'SchemeFront', 'first_conv', 'fold', 'Baked', 'bake_stats']
 # %% ../../nbs/46_serve_bake.ipynb #b6100004
 import copy, tempfile, warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from fastai.learner import Learner
 from fastcore.basics import patch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from ..values import brief, first_line, say, write_file
+from ..values import NormStats, brief, first_line, say, write_file
 from ..loaders import normalize_in
+from ..schemes import Scheme
 from ..choice import StatsChoice, choice_of
 from .formats import checked_size, needed, onnx_metadata, read_onnx, served_pixels, units_of
 
@@ -27,33 +29,33 @@ def _buffer(v, n_spatial):
 class Front(nn.Module):
     "What a choice does to a batch (B, C, *spatial), in part or whole, as float32: (clip(x) − mean) / std"
     def __init__(self,
-        mean=None,       # One number per channel, in the units of the batch; `None`: nothing is subtracted
-        std=None,        # The same; `None`: nothing is divided by
-        low=None,        # Values are clipped to between `low`…
-        high=None,       # …and `high`
-        n_spatial:int=2  # Spatial axes of a batch
+        mean:tuple|None=None, # One number per channel, in the units of the batch; `None`: nothing is subtracted
+        std:tuple|None=None,  # The same; `None`: nothing is divided by
+        low:tuple|None=None,  # Values are clipped to between `low`…
+        high:tuple|None=None, # …and `high`
+        n_spatial:int=2       # Spatial axes of a batch
     ):
         super().__init__()
         for k,v in dict(mean=mean, std=std, low=low, high=high).items():
             self.register_buffer(k, _buffer(v, n_spatial))
 
-    def forward(self, x):
+    def forward(self, x:Tensor)->Tensor:
         x = x.to(torch.float32)
         if self.low is not None:  x = torch.minimum(torch.maximum(x, self.low), self.high)
         if self.mean is not None: x = x-self.mean
         return x if self.std is None else x/self.std
 
-    def extra_repr(self): return ', '.join(k for k,v in self.named_buffers())
+    def extra_repr(self)->str: return ', '.join(k for k,v in self.named_buffers())
 
 # %% ../../nbs/46_serve_bake.ipynb #b6100009
 class SchemeFront(nn.Module):
     "A scheme with the numbers of `stats` in front of a network, for batches that are multiplied by `scale` first"
-    def __init__(self, scheme, stats, scale, n_spatial):
+    def __init__(self, scheme:Scheme, stats:NormStats, scale:float, n_spatial:int):
         super().__init__()
         self.scheme,self.scale,self.n_spatial = scheme,scale,n_spatial
         for k,v in zip(('mean', 'std'), stats): self.register_buffer(k, _buffer(v, n_spatial))
 
-    def forward(self, x):
+    def forward(self, x:Tensor)->Tensor:
         x = x.to(torch.float32)*self.scale
         x = self.scheme.before(x, self.n_spatial, self.scheme.seen(x, self.n_spatial, None))
         mean,std = self.scheme.own(x, self.mean, self.std, None)
@@ -101,7 +103,7 @@ def _by_input(v, conv):
     return per_group.expand(conv.groups, o//conv.groups, c).reshape(o, c, *[1]*len(kernel))
 
 @torch.no_grad()
-def fold(conv, std, mean=None):
+def fold(conv:nn.Module, std:tuple, mean:tuple|None=None)->None:
     "Put dividing by `std`, and subtracting `mean` before it, into weight and bias of `conv`, in place"
     w = conv.weight.double()/_by_input(std, conv)
     if mean is not None:
@@ -153,20 +155,20 @@ def _fold_first(model, p):
 # %% ../../nbs/46_serve_bake.ipynb #b6100020
 class Baked(nn.Module):
     "A network that normalises its input itself; `how` says where its numbers are"
-    def __init__(self, front, model, how, metadata, input, n_channels):
+    def __init__(self, front:nn.Module, model:nn.Module, how:str, metadata:dict, input:str, n_channels:int):
         super().__init__()
         self.front,self.model,self.how = front,model,how
         self.metadata,self.input,self.n_channels = metadata,input,n_channels
         self.dtype = next((o.dtype for o in model.parameters() if o.is_floating_point()), torch.float32)
 
-    def forward(self, x, *others):
+    def forward(self, x:Tensor, *others:Any)->Any:
         if (self.input=='uint8' and x.dtype!=torch.uint8) or (self.input=='float' and not x.is_floating_point()):
             raise TypeError(f"this network takes {self.input} images, got {x.dtype}: bake with another `input`")
         if x.ndim<3 or x.shape[1]!=self.n_channels:
             raise ValueError(f"this network takes batches (B, {self.n_channels}, …), got {tuple(x.shape)}")
         return self.model(self.front(x).to(self.dtype), *others)
 
-    def extra_repr(self): return f"takes {self.input} images; {self.how}"
+    def extra_repr(self)->str: return f"takes {self.input} images; {self.how}"
 
 _inputs = ('uint8', 'float', 'units')
 
@@ -248,9 +250,9 @@ def _bake_learner(self:Learner,
 # %% ../../nbs/46_serve_bake.ipynb #b6100031
 @patch
 def to_onnx(self:Baked,
-    path:str|Path,    # The ONNX file to write
-    size:int|tuple,   # (height, width) of the images, or one number for both
-    **kwargs          # For `torch.onnx.export`
+    path:str|Path,        # The ONNX file to write
+    size:int|tuple|list,  # (height, width) of the images, or one number for both
+    **kwargs:Any          # For `torch.onnx.export`
 )->Path:
     "Write the network to an ONNX file, for batches of any number of images, with the origin of its numbers"
     for o in ('onnx', 'onnxscript'): needed(o)

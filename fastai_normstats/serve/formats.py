@@ -8,11 +8,14 @@ __all__ = ['nnunet_key', 'formats', 'ServedPixels', 'units_of', 'served_pixels',
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100004
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from fastcore.basics import patch
 
@@ -32,22 +35,22 @@ class ServedPixels:
     eight_bit:bool   # Are the images 8-bit ones? Else they hold HU, reflectance… as floats
 
     @property
-    def n_channels(self): return len(self.mean)
+    def n_channels(self)->int: return len(self.mean)
 
     @property
-    def scaling(self): return 255. if self.eight_bit else 1.
+    def scaling(self)->float: return 255. if self.eight_bit else 1.
 
-    def scaled(self, v):
+    def scaled(self, v:Iterable)->list:
         "Values `v` for images as frameworks take them: divided by 255 where they are 8-bit, else as they are"
         return [o/self.scaling for o in v]
 
-    def times(self, factor):
+    def times(self, factor:float)->'ServedPixels':
         "The same for images whose values are multiplied by `factor`"
         every = [o and tuple(factor*v for v in o) for o in (self.mean, self.std, self.low, self.high)]
         return ServedPixels(*every, self.eight_bit)
 
 # %% ../../nbs/45_serve_formats.ipynb #a5100008
-def units_of(choice):
+def units_of(choice:StatsChoice)->tuple:
     "The range (lowest, highest) of the pixels that the choice is for"
     stats,m,limits = choice.stats,choice.measured,choice.scheme.limits
     if choice.units: return unit_range(choice.units)
@@ -120,7 +123,7 @@ def _coreml(p, size, resample, choice):
     _unclipped(p, "a Core ML image input")
     return dict(scale=[1/s for s in p.std], bias=[-m/s for m,s in zip(p.mean, p.std)])
 
-def origin(choice)->dict:
+def origin(choice:StatsChoice)->dict:
     "Where the numbers of `choice` come from, in a few words that another program may keep"
     from fastai_normstats import __version__
     res = dict(kind=choice.kind, rule=choice.rule, n_images=choice.n_images)
@@ -129,7 +132,7 @@ def origin(choice)->dict:
     if choice.bands: res['bands'] = list(choice.bands)
     return res | dict(written_by=f'fastai_normstats {__version__}')
 
-def onnx_metadata(p, choice, inside='', input='', times=1.):
+def onnx_metadata(p:ServedPixels, choice:StatsChoice, inside:str='', input:str='', times:float=1.)->dict:
     "Metadata of an ONNX file: `image_normalize` for a network that is given normalised images, and the origin"
     numbers = dict(mean=p.scaled(p.mean), std=p.scaled(p.std))
     own = numbers | dict(scaling=p.scaling, inside=inside, input=input, times=times, **origin(choice))
@@ -221,7 +224,7 @@ _install = dict(albumentations='pip install albumentations', onnx="pip install '
 
 def needed(
     name:str  # A module that need not be installed
-):
+)->ModuleType:
     "The module; an ImportError that says how to install it where it is not there"
     try: return import_module(name)
     except ImportError as e:
@@ -265,7 +268,7 @@ def _from_code(format, p, size, resample, choice):
 formats = dict(torchvision=None, huggingface=_huggingface, timm=_timm, openvino=_openvino, coreml=_coreml, onnx=_onnx,
                 albumentations=None, nnunet=_nnunet)
 
-def format_name(format):
+def format_name(format:object)->str:
     "The name of a format as `export` knows it; near matches in the error for another"
     known = ', '.join(map(repr, formats))
     if not isinstance(format, str): raise ValueError(f"`format` must be one of {known}, got {format!r}")
@@ -277,8 +280,8 @@ def format_name(format):
     raise ValueError(f"unknown format {format!r}: {hint}")
 
 def checked_size(
-    size,    # One number of pixels, or one for each spatial axis
-    n:int=2  # Spatial axes
+    size:int|tuple|list,  # One number of pixels, or one for each spatial axis
+    n:int=2               # Spatial axes
 )->tuple:
     "`size` as `n` numbers of pixels; a ValueError for anything else"
     each = (size,)*n if isinstance(size, Integral) else size
@@ -297,9 +300,9 @@ def _asked(format, size, resample):
 _files = dict(huggingface='preprocessor_config.json', timm='config.json')
 
 def export_text(
-    choice:StatsChoice,      # What is taken along
-    format:str,              # As in `export`, and the others too
-    size:int|tuple=None,
+    choice:StatsChoice,  # What is taken along
+    format:str,          # As in `export`, and the others too
+    size:int|tuple|list|None=None,
     resample:str='bilinear'
 )->str:
     "What `export` would write for `format`, as text: Python code, or JSON"
@@ -386,7 +389,7 @@ def write_metadata(
 
 def read_onnx(
     path:str|Path  # An ONNX file; weights in a file beside it are not read
-):
+)->Any:
     "The `ModelProto`; a ValueError in one sentence for what is none"
     onnx,path = needed('onnx'),Path(path)
     if not path.is_file(): raise ValueError(f"no such file: {path} (give an ONNX file that exists)")
@@ -400,10 +403,10 @@ def read_onnx(
 @patch
 def export(self:StatsChoice,
     format:str,              # `'torchvision'`, `'huggingface'`, `'timm'`, `'openvino'`, `'coreml'`, `'onnx'`…
-    path:str|Path=None,      # Also write what the framework reads: to this file or folder; for ONNX, into this model
-    size:int|tuple=None,     # Images are resized to this (height, width) first; `None`: they come in their size
+    path:str|Path|None=None, # Also write what the framework reads: to this file or folder; for ONNX, into this model
+    size:int|tuple|list|None=None, # Images are resized to this (height, width) first; `None`: they come in their size
     resample:str='bilinear'  # `'nearest'`, `'bilinear'`, `'bicubic'` or `'lanczos'`
-):
+)->Any:
     """These statistics as another framework takes them: a dict, or for torchvision and albumentations the transform
 
     For nnU-Net, plans and fingerprint that are there are changed. Where there are none, a fingerprint is written that

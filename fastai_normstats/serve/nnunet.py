@@ -158,8 +158,8 @@ def _checked_file(path):
 
 # %% ../../nbs/49_serve_nnunet.ipynb #e4900021
 def read_nnunet(
-    path:str|Path,  # nnU-Net's `plans.json` (or `nnUNetPlans.json`…) or `dataset_fingerprint.json`, or their folder
-    config:str=None # The configuration of the plans, e.g. `'3d_fullres'`; `None`: all, which must agree
+    path:str|Path, # nnU-Net's `plans.json` (or `nnUNetPlans.json`…) or `dataset_fingerprint.json`, or their folder
+    config:str|None=None # The configuration of the plans, e.g. `'3d_fullres'`; `None`: all, which must agree
 )->StatsChoice:
     "What nnU-Net does to pixels, as a choice for `DatasetStats(stats=…)`; a ValueError where it cannot be said or read"
     file = _checked_file(Path(path))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..models import config_files, config_numbers, config_sections, config_switch, read_json
 from ..choice import StatsChoice
@@ -32,10 +33,10 @@ class Reading:
     mistake:str=''        # The name of a mistake that shows already
 
 def affine(
-    mean,        # One number per channel, or one for all
-    std,
-    scale=1.,    # What values are multiplied by first
-    shift=0.     # What is subtracted after that
+    mean:ArrayLike, # One number per channel, or one for all
+    std:ArrayLike,
+    scale:float=1., # What values are multiplied by first
+    shift:float=0.  # What is subtracted after that
 )->Callable:
     "The function of colours (v · scale − shift − mean) / std"
     mean,std = (np.asarray(o, dtype=np.float64) for o in (mean, std))
@@ -355,9 +356,9 @@ def _chosen(choice):
 
 # %% ../../nbs/47_serve_read.ipynb #c7100030
 def readings(
-    obj,              # A path, a configuration (dict), a network or processor that carries one, a transform, a choice
-    n:int,            # Channels of the images
-    eight_bit:bool    # Are colours 0–255, or in the units of the files?
+    obj:object,     # A path, a configuration (dict), a network or processor that carries one, a transform, a choice
+    n:int,          # Channels of the images
+    eight_bit:bool  # Are colours 0–255, or in the units of the files?
 )->list:
     "For each thing that `obj` holds a list of `Reading`, one for each way to use it; ValueError: cannot be told"
     if isinstance(obj, (str, Path)): return _path_readings(Path(obj), n, eight_bit)

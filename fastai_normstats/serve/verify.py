@@ -9,6 +9,7 @@ __all__ = ['Verdict', 'verify_stats']
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..values import brief, each_or_one, printable
 from ..models import known_models
@@ -174,8 +175,8 @@ class Verdict:
     why:str           # One plain sentence with the numbers
     off:float=0.      # The largest difference that it makes, in stds
 
-    def __bool__(self): return self.same
-    def __repr__(self): return printable(self.why)
+    def __bool__(self)->bool: return self.same
+    def __repr__(self)->str: return printable(self.why)
 
 _texts = {
     'scaled twice':     "the pixels are divided by 255 twice",
@@ -293,9 +294,9 @@ def _likelihood(v):
     return not v.same, 1+_vague.index(v.mistake) if v.mistake in _vague else 0
 
 def verify_stats(
-    obj,                 # A Hugging Face or timm folder, its file, an ONNX file, a configuration, a transform, a choice
+    obj:object,          # A Hugging Face or timm folder, its file, an ONNX file, a configuration, a transform, a choice
     choice:StatsChoice,  # What it should do
-    images=None          # Also compare on these: a batch (B, C, *spatial) of pixels as they are served (0–255, HU…)
+    images:ArrayLike|None=None # Also compare on these: a batch (B, C, *spatial) of pixels as served (0–255, HU…)
 )->Verdict:
     "Does `obj` normalise as `choice` does? A true or false `Verdict` that names the mistake; ValueError: unreadable"
     if not isinstance(choice, StatsChoice):

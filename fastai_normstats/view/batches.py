@@ -7,6 +7,7 @@ __all__ = ['plot_before_after', 'plot_batch', 'plot_unusual']
 
 # %% ../../nbs/32_view_batches.ipynb #dc0967d1
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.torch_core import no_random
 from fasttransform import Pipeline
+from matplotlib.axes import Axes
 
 from ..values import brief, printable
 from ..loaders import (
@@ -159,10 +161,10 @@ def _used_candidate(dls):
 
 # %% ../../nbs/32_view_batches.ipynb #4abfa184
 def plot_before_after(
-    dls:DataLoaders,     # Loaders with a `DatasetStats` or any other Normalize
-    axs=None,            # Two axes to draw into; `None`: a new figure
-    figsize:tuple=None   # Inches
-):
+    dls:DataLoaders,              # Loaders with a `DatasetStats` or any other Normalize
+    axs:Axes|Iterable|None=None,  # Two axes to draw into; `None`: a new figure
+    figsize:tuple|None=None       # Inches
+)->list:
     "Values of a training batch, by channel, before normalisation and as they enter the network; returns the axes"
     before,after,fixed = _before_and_after(_train_loader(dls))
     bands = getattr(dls.stats_choice, 'bands', ())
@@ -289,12 +291,12 @@ def _scale(axs, im, channels, n, new):
 
 # %% ../../nbs/32_view_batches.ipynb #ad5dd02f
 def plot_batch(
-    dls:DataLoaders,     # Loaders that were fitted: candidates are made with their `stats_choice`
-    stats=None,          # A list, or a dict by name, of what `stats=` or `scheme=` takes; `None`: the usual ones
-    n:int=4,             # Training images, a random sample
-    channels:tuple=None, # One channel to show in grey or three in colour; `None`: the first three, or the first
-    axs=None,            # Axes to draw into, one per candidate and image, row by row; `None`: a new figure
-    figsize:tuple=None   # Inches
+    dls:DataLoaders,          # Loaders that were fitted: candidates are made with their `stats_choice`
+    stats:Iterable|None=None, # A list, or a dict by name, of what `stats=` or `scheme=` takes; `None`: the usual ones
+    n:int=4,                  # Training images, a random sample
+    channels:tuple|None=None, # One channel to show in grey or three in colour; `None`: the first three, or the first
+    axs:Axes|Iterable|None=None, # Axes to draw into, one per candidate and image, row by row; `None`: a new figure
+    figsize:tuple|None=None   # Inches
 )->np.ndarray:
     "Training images as they enter the network under each candidate; returns the axes, a row a candidate"
     dl = _train_loader(dls)
@@ -402,10 +404,10 @@ def _thumbnails(x, n, cols, lines):
 
 # %% ../../nbs/32_view_batches.ipynb #7a10c3d7
 def plot_unusual(
-    dls:DataLoaders,     # Loaders; those that were not measured are measured now
-    n:int=8,             # How many training images
-    axs=None,            # Axes to draw into, one per image; `None`: a new figure
-    figsize:tuple=None   # Inches
+    dls:DataLoaders,              # Loaders; those that were not measured are measured now
+    n:int=8,                      # How many training images
+    axs:Axes|Iterable|None=None,  # Axes to draw into, one per image; `None`: a new figure
+    figsize:tuple|None=None       # Inches
 )->list:
     "The training images with the largest influence on mean and std, and their numbers; returns the axes"
     dl = _train_loader(dls)

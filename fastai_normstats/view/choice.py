@@ -6,8 +6,12 @@
 __all__ = ['plot_drift']
 
 # %% ../../nbs/31_view_choice.ipynb #99275574
+from collections.abc import Iterable
+
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
+from matplotlib.axes import Axes
 
 from ..choice import StatsChoice
 from .kit import axes_for, bin_top, candidate_colors, channel_labels, draw_rows, filled_range
@@ -82,9 +86,9 @@ def _whose(m):
 # %% ../../nbs/31_view_choice.ipynb #f917ae26
 @patch
 def plot(self:StatsChoice,
-    axs=None,            # Axes to draw into, one per channel (one if all are the same); `None`: a new figure
-    figsize:tuple=None   # Inches; `None`: 10 wide at most
-):
+    axs:Axes|Iterable|None=None,  # Axes to draw into, one per channel (one if all are the same); `None`: a new figure
+    figsize:tuple|None=None       # Inches; `None`: 10 wide at most
+)->list:
     "Histogram of each channel's training pixels with the mean ± std of every candidate; returns the axes"
     m = self.measured
     if m is None:
@@ -159,10 +163,10 @@ def _draw_difference(ax, part, kind, name, labels, said):
 
 # %% ../../nbs/31_view_choice.ipynb #53df768e
 def plot_drift(
-    df,                 # What `dls.check_stats` returned
-    axs=None,           # Axes to draw into, two per channel that differs (shift, ratio); `None`: a new figure
-    figsize:tuple=None  # Inches; `None`: 10 wide
-):
+    df:pd.DataFrame,              # What `dls.check_stats` returned
+    axs:Axes|Iterable|None=None,  # Axes to draw into, two per channel that differs (shift, ratio); `None`: a new figure
+    figsize:tuple|None=None       # Inches; `None`: 10 wide
+)->list:
     "Shift of the mean and ratio of the stds of each group of images, with 95 % intervals; returns the axes"
     if lack := {'channel', 'n', 'verdict', *(c for part in _parts.values() for c in part[:3])}-{*df.columns}:
         raise ValueError(f"`df` must be what `check_stats` returned, it lacks {min(lack)!r}")

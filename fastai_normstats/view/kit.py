@@ -9,12 +9,16 @@ __all__ = ['palette', 'line_styles', 'marker_styles', 'channel_colors', 'row_hei
            'bin_top', 'say_cut_off']
 
 # %% ../../nbs/30_view_kit.ipynb #93e9d52a
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from zlib import crc32
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from ..values import brief
+from ..running import Measured, RunningStats
 
 # %% ../../nbs/30_view_kit.ipynb #f7781cc1
 palette = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000']  # Okabe & Ito's
@@ -24,20 +28,20 @@ channel_colors = {3: ['#C1272D', '#009E73', '#56B4E9']}
 _channel_names = {1: ['grey'], 3: ['red', 'green', 'blue']}
 _known_colors = {'custom': palette[0], 'own': palette[0], 'imagenet': palette[1]}
 
-def channel_labels(n, bands=()):
+def channel_labels(n:int, bands:tuple|list=())->list:
     "What to call each of `n` channels: `bands` where there are so many"
     return list(bands) if len(bands)==n else _channel_names.get(n, [f'channel {c}' for c in range(n)])
 
 # %% ../../nbs/30_view_kit.ipynb #30c0a003
 def candidate_colors(
-    names  # All candidates of a picture, in order
+    names:Iterable  # All candidates of a picture, in order
 )->dict:
     "A colour of its own for each of `names`, the same in every picture where the others leave it free"
     res = {}
     for name in names: res[name] = _known_colors.get(name) or _next_color(name, res)
     return res
 
-def as_text(color):
+def as_text(color:str)->str:
     "`color`, darker where letters of it would be hard to read on white"
     from matplotlib.colors import to_hex, to_rgb
     rgb = np.array(to_rgb(color))
@@ -57,13 +61,13 @@ _own_look = {
     **dict.fromkeys(_inked, '#222222'), 'figure.facecolor': 'white', 'axes.facecolor': 'white', 'axes.grid': False,
     'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'xtick.labelsize': 8, 'ytick.labelsize': 8.5}
 
-def text_ink():
+def text_ink()->str:
     "What is drawn in black, on a light ground"
     from matplotlib import rcParams
     return rcParams['text.color']
 
 @contextmanager
-def house_look(axs):
+def house_look(axs:object)->Iterator:
     "Dark on white for a figure of our own, whatever the theme; axes that were given keep their look"
     from matplotlib import rcParams
     look = {} if axs is not None else _own_look
@@ -73,7 +77,7 @@ def house_look(axs):
     finally: rcParams.update(was)
 
 # %% ../../nbs/30_view_kit.ipynb #30c0a006
-def axes_for(axs, n, each, figsize, ncols=None):
+def axes_for(axs:Any, n:int, each:str, figsize:tuple|None, ncols:int|None=None)->list:
     "`axs` as a list of `n` axes, or `n` new ones in rows of `ncols` on a figure of `figsize`"
     import matplotlib.pyplot as plt
     if axs is None:
@@ -84,12 +88,12 @@ def axes_for(axs, n, each, figsize, ncols=None):
     if len(axs)!=n: raise ValueError(f"`axs` must hold {n} axes, {each}, got {len(axs)}")
     return axs
 
-def panels_per_row(n):
+def panels_per_row(n:int)->int:
     "No row has many fewer panels than the others"
     if n<=4: return n
     return 3 if n in (5, 6, 9) else 4
 
-def style_axes(ax, title=None, xlabel=None):
+def style_axes(ax:Axes, title:str|None=None, xlabel:str|None=None)->None:
     "No frame but the line below; what it shows above left"
     from matplotlib import rcParams
     ax.spines[['top', 'left', 'right']].set_visible(False)
@@ -98,7 +102,7 @@ def style_axes(ax, title=None, xlabel=None):
     if title: ax.set_title(title, loc='left', fontweight='bold')
     if xlabel: ax.set_xlabel(xlabel)
 
-def say_below(ax, text, new):
+def say_below(ax:Axes, text:str, new:bool)->None:
     "Say `text` below a figure of our own, else below the last line of `ax`"
     if new: ax.figure.supxlabel(text, fontsize=8.5)
     else:   ax.set_xlabel('\n'.join([ax.get_xlabel(), text]).strip(), loc='left')
@@ -106,22 +110,22 @@ def say_below(ax, text, new):
 # %% ../../nbs/30_view_kit.ipynb #b0b00814
 row_height = .23  # height of a row of `mean ± std` above a histogram whose height is 1
 
-def with_minus(text): return text.replace('-', '−')
+def with_minus(text:str)->str: return text.replace('-', '−')
 
-def value_text(v):
+def value_text(v:float)->str:
     "A number for a picture: three digits, or three places below 1"
     if abs(v)>=100: return with_minus(brief(v))
     return with_minus(f'{v:#.3g}' if abs(v)>=.9995 else f'{round(v, 3)+0.:.3f}')
 
-def mean_std_text(mean, std): return f'{value_text(mean)} ± {value_text(std)}'
+def mean_std_text(mean:float, std:float)->str: return f'{value_text(mean)} ± {value_text(std)}'
 
-def say_at(ax, text, at, offset, **kwargs):
+def say_at(ax:Axes, text:str, at:tuple, offset:tuple, **kwargs:Any)->None:
     "Write `text` at point `at`, on a ground that hides lines behind it"
     ground = dict(facecolor=ax.get_facecolor(), edgecolor='none', pad=.5)
     ax.annotate(text, at, xytext=offset, textcoords='offset points', fontsize=8, zorder=5, bbox=ground, **kwargs)
 
 # %% ../../nbs/30_view_kit.ipynb #30c0a008
-def draw_rows(ax, top, rows, labels=True, n_rows=0):
+def draw_rows(ax:Axes, top:float, rows:list, labels:bool=True, n_rows:int=0)->None:
     "A bar of mean ± std for each of `rows` (label, mean, std, color, marker, line, bold, text) above a histogram"
     ys = [top*(1.1+row_height*(len(rows)-1-i)) for i in range(len(rows))]
     for y,row in zip(ys, rows): _draw_row(ax, y, *row)
@@ -140,13 +144,13 @@ def _draw_row(ax, y, label, mean, std, color, marker, line, bold, text=None):
            fontweight='bold' if bold else None)
 
 # %% ../../nbs/30_view_kit.ipynb #a0fcb4ab
-def with_margin(lo, hi, share=.05):
+def with_margin(lo:float, hi:float, share:float=.05)->tuple:
     "From `lo` to `hi` and a `share` more at both ends; some room about a constant"
     size = max(abs(lo), abs(hi))
     room = share*(hi-lo) if hi-lo>1e-9*size else .5*max(size, 1)
     return lo-room,hi+room
 
-def room_for_rows(span, rows):
+def room_for_rows(span:tuple, rows:Iterable)->tuple:
     "`span`, wide enough for the bars of `rows` and a little more"
     ends = np.array([span, *((mean-std, mean+std) for _,mean,std,*_ in rows)])
     lo,hi = ends.min(),ends.max()
@@ -154,20 +158,20 @@ def room_for_rows(span, rows):
     return lo-room,hi+room
 
 # %% ../../nbs/30_view_kit.ipynb #1101ccb5
-def filled_range(m, least=.1):
+def filled_range(m:RunningStats|Measured, least:float=.1)->tuple|None:
     "The range [0, 1] or [0, 255] that all values of `m` keep to and of which they fill a part `least`, or `None`"
     lo,hi = m.value_range
     a,b = m.quantile((.001, .999))
     used = (b.max()-a.min()).item()
     return (lo, hi) if (lo, hi) in ((0., 1.), (0., 255.)) and used>=least*(hi-lo) else None
 
-def bin_top(heights):
+def bin_top(heights:np.ndarray)->float:
     "Of the highest bin; one that towers over all others is cut off at half as much again as these"
     top = heights.max()
     others = np.sort(heights)[-1-max(1, len(heights)//50)]  # the highest but for 2 % of the bins
     return 1.5*others if 0<3*others<top else top or 1.
 
-def say_cut_off(ax, i, share, edges, top):
+def say_cut_off(ax:Axes, i:int, share:float, edges:np.ndarray, top:float)->None:
     "Label bin `i`, which is cut off at height `top`, with its `share` of all values"
     right = i>len(edges)/2
     text = f'{share:.0%} of pixels near {with_minus(brief(edges[i+right]))} (bar cut off)'
