@@ -7,7 +7,7 @@ META   := settings.ini setup.py pyproject.toml
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick bench picture export clean
+.PHONY: help demo test quick types bench picture export clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ else
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
 endif
 
+types: $(VENV)/.make-dev ## check the types of the library and of a script that uses it (a minute or two)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error
+
 bench: $(VENV)/.make-dev ## measure speed and memory, write benchmarks/results.md (minutes; IMAGES=folder for your own)
 	$(BIN)/python benchmarks/run.py $(if $(IMAGES),--images $(IMAGES))
 
@@ -39,6 +42,7 @@ picture: $(VENV)/.make-dev ## draw the picture in the README from chest X-rays (
 
 export: $(VENV)/.make-dev ## write the library from the notebooks, then clean the notebooks
 	$(BIN)/nbdev-export
+	$(BIN)/python tests/stubs.py
 	$(BIN)/nbdev-clean
 
 clean: ## remove what builds, tests and the demo leave behind (`rm -rf .venv` for a fresh environment)

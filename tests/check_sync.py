@@ -1,11 +1,14 @@
 """Are the notebooks and the library in step?
 
-Exports and cleans a copy of the project from scratch and compares it with the project itself. That also finds what a
-plain `nbdev-export` leaves alone: hand edits in the library, modules whose notebook is gone, notebooks not cleaned.
+Exports and cleans a copy of the project from scratch, with the stubs, and compares it with the project itself. That
+also finds what a plain `nbdev-export` leaves alone: hand edits in the library, modules whose notebook is gone, stubs
+that are not those of the modules, notebooks not cleaned.
 Needs nbdev and nothing else. `python tests/check_sync.py` prints the differences and exits 1 if there are any."""
 
 import os,re,shutil,subprocess,sys,sysconfig,tempfile
 from pathlib import Path
+
+from stubs import write_stubs
 
 root  = Path(__file__).resolve().parent.parent
 lib   = 'fastai_normstats'
@@ -34,8 +37,8 @@ def snapshot(
 def generated(
     path:Path # project folder
 )->list: # paths
-    "The files of the project at `path` that `nbdev-export` wrote"
-    files = [*(path/lib).rglob('*.py'), *(path/'nbs').glob('llms.txt')]
+    "The files of the project at `path` that `nbdev-export` wrote, and the stubs"
+    files = [*(path/lib).rglob('*.py'), *(path/lib).rglob('*.pyi'), *(path/'nbs').glob('llms.txt')]
     return [f for f in files if f.name=='_modidx.py' or marks.search(f.read_text(encoding='utf-8'))]
 
 def nbdev(
@@ -70,6 +73,7 @@ def differences(
         was = snapshot(new)
         for f in generated(new): f.unlink()
         if err := nbdev('nbdev-export', new): return err
+        write_stubs(new)
         exported = snapshot(new)
         err = nbdev('nbdev-clean', new)
         return compare(was, exported, 'nbdev-export') + err + compare(exported, snapshot(new), 'nbdev-clean')
