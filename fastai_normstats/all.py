@@ -13,7 +13,7 @@ from .cache import clear_cache
 from .transform import DatasetStats
 from . import block
 from .drift import used_stats
-from .view import plot_batch, plot_before_after, plot_drift, plot_unusual
+from .view import plot_batch, plot_before_after, plot_drift, plot_unusual, report_stats
 from .compare import Comparison, compare_stats
 from .serve import bake_stats, read_nnunet, verify_stats
 from .images import (BandsBlock, FloatImageBlock, PILDicomFloat, PILFloat, TensorBands, TensorVolume, VolumeBlock,
@@ -25,4 +25,4 @@ __all__ = ['BandsBlock', 'ClipZScore', 'Comparison', 'DatasetStats', 'FloatImage
            'Scheme', 'StatsChoice', 'TensorBands', 'TensorVolume', 'VolumeBlock', 'Windows', 'ZScore', 'bake_stats',
            'choose_stats', 'clear_cache', 'compare_stats', 'dicom_frames', 'dicom_pixels', 'dicom_rgb', 'dicom_series',
            'known_models', 'measure_stats', 'model_stats', 'plot_batch', 'plot_before_after', 'plot_drift',
-           'plot_unusual', 'read_nnunet', 'schemes', 'used_stats', 'verify_stats']
+           'plot_unusual', 'read_nnunet', 'report_stats', 'schemes', 'used_stats', 'verify_stats']

@@ -104,17 +104,33 @@ def _fit_options(p, size=224):
     _plot_option(p, 'histograms')
 
 # %% ../nbs/55_cli.ipynb #5f4c1b20
-def _check_options(p):
-    "The options of `check`"
-    p.add_argument('path', metavar='PATH', type=_name,
-                   help='folder of the images to check, searched with its subfolders')
+def _reading_options(p):
+    "How images are read that a file is compared with"
     _size_option(p, None, ' (default: as when FILE was measured, else 224)')
     _glob_option(p)
     _flag(p, 'by-folder', 'each folder of images on its own')
     _group_option(p, 'what is chance then counts patients, not images')
     _option(p, 'tol', 'as in `fit`', .01, float)
+
+def _check_options(p):
+    "The options of `check`"
+    p.add_argument('path', metavar='PATH', type=_name,
+                   help='folder of the images to check, searched with its subfolders')
+    _reading_options(p)
     _plot_option(p, 'comparison')
 
+# %% ../nbs/55_cli.ipynb #5f4c1c55
+def _report_options(p):
+    "The options of `report`"
+    p.add_argument('paths', metavar='PATH', nargs='*', type=_name,
+                   help='folders of images to check for drift, each as `check` does it')
+    _option(p, 'images', 'show the most unusual images of this folder, that of the training images; the page then '
+            'holds these images', metavar='FOLDER')
+    _option(p, 'name', "what the images are called on the page (default: FOLDER's name, or FILE's)")
+    _reading_options(p)
+    _option(p, 'out', 'write the page to this file', 'report.html')
+
+# %% ../nbs/55_cli.ipynb #5f4c1c58
 def _compare_options(p):
     "The options of `compare`"
     p.add_argument('path', metavar='PATH', type=_name,
@@ -150,6 +166,7 @@ def _export_options(p):
 _about = dict(
     fit     = 'measure an image folder and choose statistics',
     show    = 'print a saved choice',
+    report  = 'write an HTML page on a saved choice: why, numbers, pictures, drift; exit status as of `check`',
     check   = 'compare other images with saved statistics; exit status 0 alike or too few to tell, 3 drifted, 1 error',
     models  = 'list the pretrained models whose statistics are known, or what one of them expects',
     compare = 'train under each candidate on a folder of images, a subfolder a class: does it help?',
@@ -173,17 +190,16 @@ def _parser():
     of['verify'].add_argument('artefact', metavar='ARTEFACT', type=_name,
                               help="Hugging Face or timm folder, its JSON file, an ONNX file, or nnU-Net's plans or "
                                    'fingerprint')
-    for k in ('show', 'check', 'export', 'verify'):
+    for k in ('show', 'check', 'report', 'export', 'verify'):
         of[k].add_argument('file', metavar='FILE', type=_name,
                            help='a JSON file that `normstats fit --out` or `StatsChoice.save` wrote')
     _plot_option(of['show'], 'histograms')
-    _check_options(of['check'])
     of['models'].add_argument('name', metavar='NAME', nargs='?', default='',
                               help='part of a name in the list, or a timm or torchvision name, or a folder')
     of['models'].add_argument('--domain', default='',
                               help="only those for kinds of images that hold this, e.g. 'x-ray'")
-    _compare_options(of['compare'])
-    _export_options(of['export'])
+    for k,options in dict(check=_check_options, report=_report_options, compare=_compare_options,
+                          export=_export_options).items(): options(of[k])
     _option(of['verify'], 'images', 'also compare on pixels of the images in this folder', metavar='PATH')
     of['cache'].add_argument('--clear', action='store_true', help='remove them all')
     _fit_options(of['demo'], size=64)
@@ -390,16 +406,16 @@ def _size_of(choice, args):
     known = isinstance(size, list) and len(size)==2 and all(type(o) is int and 0<o<100_000 for o in size)
     if args.size or not known: return args.size or 224
     if size[0]==size[1]: return size[0]
-    was = f"{size[0]} x {size[1]}"
-    raise CliError(f"{args.file} was measured on images of {was}, and `check` makes squares: say which `--size`")
+    was,command = f"{size[0]} x {size[1]}",args.command
+    raise CliError(f"{args.file} was measured on images of {was}, and `{command}` makes squares: say which `--size`")
 
-def _loaders(choice, args, items):
+def _loaders(choice, args, items, groups=None):
     "Loaders of all `items` as training images, normalised with `choice`"
     n_channels = choice.measured.n_channels if choice.measured is not None else len(choice.stats.mean)
     block,_ = _block(items, items[0], n_channels)
     db = _blocks_of(block, lambda o: (range(len(o)), []), _size_of(choice, args))
     dls = db.dataloaders(items, bs=min(64, len(items)), num_workers=_workers())
-    dls.fit_stats(stats=choice, cache=False, verbose=False)
+    dls.fit_stats(stats=choice, cache=False, verbose=False, groups=groups)
     return dls
 
 # %% ../nbs/55_cli.ipynb #5f4c1c30
@@ -411,37 +427,75 @@ def _not_applied(choice):
     names = [t.split(' ')[0].split('.')[-1] for t in tfms if isinstance(t, str)] if isinstance(tfms, list) else []
     return [n for n in dict.fromkeys(names) if n not in _plain]
 
-def _print_check(df, choice, args, n):
-    "The table, a sentence and the picture; the exit status"
-    _say(df.to_string(index=False, float_format='%.4g', na_rep='–'), '')
-    worst = next(v for v in ('drifted', 'too few', 'alike') if (df.verdict==v).any())
-    said = {'drifted': 'they have drifted from', 'alike': 'they fit',
-            'too few': 'too few to tell whether they fit'}[worst]
-    what = f"the {choice.stats.name} statistics" if choice.measured is None else "the training images measured"
-    _say(f"{n:,} images in {args.path}: {said} {what} in {args.file}")
+def _notes(choice):
     if other := ', '.join(_not_applied(choice)):
-        _say(f"note: the statistics were measured after {other}, which these images did not go through")
-    if args.plot:
-        from fastai_normstats.view.choice import plot_drift
-        _picture(lambda: plot_drift(df), args.plot)
-    return 3 if worst=='drifted' else 0
+        return [f"note: the statistics were measured after {other}, which these images did not go through"]
+    return []
+
+def _verdict(df, choice, args, path, n):
+    "A sentence on table `df` of the `n` images in `path`"
+    from fastai_normstats.drift import verdict_words, worst_verdict
+    what = f"the {choice.stats.name} statistics" if choice.measured is None else "the training images measured"
+    return f"{n:,} images in {path}: {verdict_words[worst_verdict(df)]} {what} in {args.file}"
+
+def _status(*dfs): return 3 if any((df.verdict=='drifted').any() for df in dfs) else 0
 
 # %% ../nbs/55_cli.ipynb #5f4c1c29
-def _cmd_check(args):
-    "Measure the folder like a validation set, print the comparison; 3 if anything has drifted"
-    from fastai_normstats.choice import StatsChoice
-    choice,items = StatsChoice.load(args.file),_images(Path(args.path), args.glob)
-    _check_outputs(plot=args.plot)
-    groups = _groups(args, Path(args.path), items, range(len(items)))
+def _compared(choice, args, path):
+    "Measure the folder `path` like a validation set: the comparison, how many images, and what was warned of"
+    items = _images(Path(path), args.glob)
+    groups = _groups(args, Path(path), items, range(len(items)))
     import fastai_normstats.block, fastai_normstats.drift
     dls = _loaders(choice, args, items)
-    by = (lambda f: os.path.relpath(f.parent, args.path)) if args.by_folder else None
+    by = (lambda f: os.path.relpath(f.parent, path)) if args.by_folder else None
     against = 'used' if choice.measured is None else 'train'
     _step(f"measuring {len(items):,} images")
     with _warned() as said:
         df = dls.check_stats(dls.train, by=by, groups=groups, against=against, tol=args.tol, verbose=_is_terminal())
+    return df,len(items),said
+
+def _cmd_check(args):
+    "Print the comparison, a sentence and the picture; 3 if anything has drifted"
+    from fastai_normstats.choice import StatsChoice
+    choice = StatsChoice.load(args.file)
+    _check_outputs(plot=args.plot)
+    df,n,said = _compared(choice, args, args.path)
     _say(*said)
-    return _print_check(df, choice, args, len(items))
+    _say(df.to_string(index=False, float_format='%.4g', na_rep='–'), '')
+    _say(_verdict(df, choice, args, args.path, n), *_notes(choice))
+    if args.plot:
+        from fastai_normstats.view.choice import plot_drift
+        _picture(lambda: plot_drift(df), args.plot)
+    return _status(df)
+
+# %% ../nbs/55_cli.ipynb #5f4c1c51
+def _unusual_among(choice, args):
+    "Loaders of the images whose most unusual ones are shown, and nothing without `--images`"
+    if args.images is None: return None
+    path = Path(args.images)
+    items = _images(path, args.glob)
+    import fastai_normstats.block
+    _step(f"looking for unusual images among {len(items):,}")
+    return _loaders(choice, args, items, _groups(args, path, items, range(len(items))))
+
+def _cmd_report(args):
+    "Write the page; 3 if the images of any folder have drifted"
+    from fastai_normstats.choice import StatsChoice
+    from fastai_normstats.view.report import page_path, report_stats
+    import matplotlib
+    matplotlib.use('Agg')
+    choice,folders = StatsChoice.load(args.file),[*args.paths, *filter(None, [args.images])]
+    _check_outputs(page_path(args.out))
+    for p in folders: _images(Path(p), args.glob)
+    drift,notes = {},_notes(choice) if folders else []
+    for p in args.paths:
+        drift[p],n,said = _compared(choice, args, p)
+        _say(_verdict(drift[p], choice, args, p, n))
+        notes += [f'{p}: {w}' for w in said]
+    name = args.name or args.images and Path(args.images).resolve().name
+    page = report_stats(choice, args.out, _unusual_among(choice, args), drift, name, notes)
+    _say(*notes, f"report: {page}")
+    return _status(*drift.values())
 
 # %% ../nbs/55_cli.ipynb #009e6179
 def _nums(v): return ', '.join(f'{o:.6g}' for o in v)
@@ -592,8 +646,8 @@ def _cmd_cache(args):
     _say(f"folder: {folder}", kept, *when)
 
 # %% ../nbs/55_cli.ipynb #91f57d2c
-_commands = dict(fit=_cmd_fit, show=_cmd_show, check=_cmd_check, compare=_cmd_compare, models=_cmd_models,
-                 export=_cmd_export, verify=_cmd_verify, cache=_cmd_cache, demo=_cmd_demo)
+_commands = dict(fit=_cmd_fit, show=_cmd_show, report=_cmd_report, check=_cmd_check, compare=_cmd_compare,
+                 models=_cmd_models, export=_cmd_export, verify=_cmd_verify, cache=_cmd_cache, demo=_cmd_demo)
 
 def _one_line(e):
     if isinstance(e, OSError) and e.filename and e.strerror: return f"{e.strerror}: {e.filename}"

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['known_fields', 'NormStats', 'same_numbers', 'value_range', 'check_bands', 'stats_by_band', 'units_text', 'unit_range',
-           'brief', 'each_or_one', 'short', 'in_one_line', 'first_line', 'printable', 'say', 'write_file', 'write_json']
+           'brief', 'each_or_one', 'short', 'in_one_line', 'first_line', 'printable', 'say', 'as_html', 'prose_as_html',
+           'write_file', 'write_json']
 
 # %% ../nbs/00_values.ipynb #74efff51
 import json, math, os, re, sys, tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from html import escape
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -195,6 +197,19 @@ def say(
         except (UnicodeEncodeError, LookupError):
             text = ''.join(_ascii.get(c, c) for c in text).encode('ascii', 'replace').decode('ascii')
         print(text, file=file, flush=True)
+
+# %% ../nbs/00_values.ipynb #9a7b0005
+def as_html(
+    text  # A name, a number, whatever is to stand on a page
+)->str:
+    "`text` as it stands, for an HTML page: nothing of it is markup or steers how the rest is read"
+    return escape(printable(text))
+
+def prose_as_html(
+    text:str  # A sentence
+)->str:
+    "`text` for an HTML page, with what stands in backticks as code"
+    return re.sub(r'`([^`]+)`', r'<code>\1</code>', as_html(text))
 
 # %% ../nbs/00_values.ipynb #24909ae7
 def write_file(

@@ -66,7 +66,7 @@ names = """BandsBlock ClipZScore Comparison DatasetStats FloatImageBlock Histogr
     PILDicomFloat PILFloat Policy ReadError RunningStats Scheme StatsChoice TensorBands TensorVolume
     VolumeBlock Windows ZScore bake_stats choose_stats clear_cache compare_stats dicom_frames dicom_pixels
     dicom_rgb dicom_series known_models measure_stats model_stats plot_batch plot_before_after plot_drift
-    plot_unusual read_nnunet schemes used_stats verify_stats""".split()
+    plot_unusual read_nnunet report_stats schemes used_stats verify_stats""".split()
 
 def test_all_brings_the_documented_names_only():
     assert sorted(fastai_normstats.all.__all__)==sorted(names)

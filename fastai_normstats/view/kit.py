@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['palette', 'line_styles', 'marker_styles', 'channel_colors', 'row_height', 'channel_labels', 'candidate_colors',
-           'as_text', 'text_ink', 'house_look', 'axes_for', 'panels_per_row', 'style_axes', 'say_below', 'with_minus',
-           'value_text', 'mean_std_text', 'say_at', 'draw_rows', 'with_margin', 'room_for_rows', 'filled_range',
-           'bin_top', 'say_cut_off']
+           'as_text', 'text_ink', 'house_look', 'axes_for', 'panels_per_row', 'style_axes', 'say_below', 'shortened',
+           'with_minus', 'value_text', 'mean_std_text', 'say_at', 'draw_rows', 'with_margin', 'room_for_rows',
+           'filled_range', 'bin_top', 'say_cut_off']
 
 # %% ../../nbs/30_view_kit.ipynb #93e9d52a
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from zlib import crc32
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..values import brief
+from ..values import brief, printable
 from ..running import Measured, RunningStats
 
 # %% ../../nbs/30_view_kit.ipynb #f7781cc1
@@ -51,7 +52,7 @@ def as_text(color:str)->str:
 def _next_color(name, taken):
     "A colour by `name` that is not `taken`"
     free = palette[2:]
-    first = crc32(str(name).encode()) % len(free)
+    first = crc32(str(name).encode(errors='replace')) % len(free)
     left = [c for c in free[first:]+free[:first] if c not in taken.values()]
     return left[0] if left else str(round(.2+.6*(len(taken)%7)/7, 3))
 
@@ -99,13 +100,24 @@ def style_axes(ax:Axes, title:str|None=None, xlabel:str|None=None)->None:
     ax.spines[['top', 'left', 'right']].set_visible(False)
     for k in 'xy': ax.tick_params(axis=k, colors=rcParams[f'{k}tick.color'])  # ticks are made later, under any theme
     ax.tick_params(axis='y', length=0)
-    if title: ax.set_title(title, loc='left', fontweight='bold')
+    if title: ax.set_title(printable(title), loc='left', fontweight='bold', parse_math=False)
     if xlabel: ax.set_xlabel(xlabel)
 
 def say_below(ax:Axes, text:str, new:bool)->None:
     "Say `text` below a figure of our own, else below the last line of `ax`"
     if new: ax.figure.supxlabel(text, fontsize=8.5)
     else:   ax.set_xlabel('\n'.join([ax.get_xlabel(), text]).strip(), loc='left')
+
+# %% ../../nbs/30_view_kit.ipynb #30c0a00b
+def shortened(
+    name,        # A path, a group: whatever it is, it may hold anything
+    most:int=26  # Characters
+)->str:
+    "`name` in one short line: without its first folders, then without its middle"
+    name = ' '.join(printable(name).split()).rstrip('/\\')
+    while len(name)>most and re.search(r'[/\\]', name): name = re.split(r'[/\\]', name, maxsplit=1)[1]
+    left = most//2-1
+    return name if len(name)<=most else f'{name[:left]}…{name[left+1-most:]}'
 
 # %% ../../nbs/30_view_kit.ipynb #b0b00814
 row_height = .23  # height of a row of `mean ± std` above a histogram whose height is 1
@@ -130,7 +142,8 @@ def draw_rows(ax:Axes, top:float, rows:list, labels:bool=True, n_rows:int=0)->No
     ys = [top*(1.1+row_height*(len(rows)-1-i)) for i in range(len(rows))]
     for y,row in zip(ys, rows): _draw_row(ax, y, *row)
     total = top*(1.1+row_height*max(len(rows), n_rows))
-    ax.set(ylim=(0, total), yticks=ys, yticklabels=[r[0] for r in rows] if labels else [])
+    ax.set_ylim(0, total)
+    ax.set_yticks(ys, [printable(r[0]) if labels else '' for r in rows], parse_math=False)
     for t,r in zip(ax.get_yticklabels(), rows): t.set_fontweight('bold' if r[6] else None)
 
 def _draw_row(ax, y, label, mean, std, color, marker, line, bold, text=None):
