@@ -114,6 +114,7 @@ def table_as_html(
     return (f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
             f'<tbody>{rows}</tbody></table>')
 
+# %% ../nbs/08_choice.ipynb #1c0f0025
 def why_as_html(
     choice:StatsChoice
 )->str:

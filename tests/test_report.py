@@ -415,7 +415,8 @@ def test_mistakes_are_found_before_anything_is_read(fitted, folder, tmp_path, no
                       ((fitted, tmp_path/'no'), 'no such folder'),
                       ((fitted, folder, '--images', tmp_path/'no'), 'no such folder'),
                       ((fitted, folder, '--glob', '*.bmp'), 'no images in'),
-                      ((fitted, folder, '--group', '('), 'no regular expression'), ((fitted, fitted), 'not a folder'), ((fitted, ''), 'is empty')):
+                      ((fitted, folder, '--group', '('), 'no regular expression'),
+                      ((fitted, fitted), 'not a folder'), ((fitted, ''), 'is empty')):
         status,out,err = normstats('report', *args, '--out', tmp_path/'r.html')
         assert status==1 and says in err and out=='', (args, err)
     for out,says in ((tmp_path, 'it is a folder'), (tmp_path/'r.pdf', '.html'),
