@@ -14,7 +14,7 @@ from helpers import image_folder
 README = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8')
 FENCES = re.findall(r'^```python\n(.*?)^```', README, re.M|re.S)
 
-def test_readme_has_code_and_stays_short(): assert len(FENCES)>=3 and len(README.splitlines())<120
+def test_readme_has_code_and_stays_short(): assert len(FENCES)>=3 and len(README.splitlines())<=120
 
 @pytest.mark.slow
 def test_python_fences_run(tmp_path, monkeypatch):
