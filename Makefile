@@ -7,10 +7,10 @@ META   := settings.ini setup.py pyproject.toml
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick types bench picture export clean
+.PHONY: help demo test quick types bench picture export release-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.make-base ## set up .venv, fit statistics on images that come with a dependency, write the plot
 	$(BIN)/normstats demo
@@ -45,6 +45,9 @@ export: $(VENV)/.make-dev ## write the library from the notebooks, then clean th
 	$(BIN)/python tests/stubs.py
 	$(BIN)/nbdev-clean
 
+release-check: $(VENV)/.make-release ## build what would be uploaded, try it in empty environments of each Python
+	$(BIN)/python tests/check_release.py
+
 clean: ## remove what builds, tests and the demo leave behind (`rm -rf .venv` for a fresh environment)
 	rm -rf build dist _proc _docs .pytest_cache *.egg-info normstats-demo.png normstats-demo.json
 	find fastai_normstats nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
@@ -62,3 +65,8 @@ $(VENV)/.make-dev: $(META) | $(BIN)/pip
 	@echo "Installing the package and its development tools into $(VENV) (PyTorch is large: this can take minutes)"
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.make-base
+
+# neither the package nor PyTorch: the tools, and the nbdev that the sync check needs
+$(VENV)/.make-release: $(META) | $(BIN)/pip
+	$(PIP) $$(grep -oE 'nbdev[<>=][^ ]*' settings.ini) $$(sed -n 's/^release_requirements = //p' settings.ini)
+	@touch $@

@@ -1,9 +1,12 @@
 "Is the package whole: notebooks and library in step, one version, a source distribution that builds, no stray files?"
 
-import configparser,inspect,json,shutil,subprocess,sys,zipfile
+import ast,configparser,inspect,json,re,shutil,subprocess,sys,zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
-import pytest
+import pytest,yaml
+from check_release import (beside,citation,content_problems,environment,find_python,metadata,names_in,releases,settings,
+                           version_problems)
 from check_sync import copy_project,differences,lib,nbdev,root
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
@@ -11,11 +14,6 @@ from fastai.learner import Learner
 from stubs import stubs
 
 import fastai_normstats.all
-
-def ini():
-    res = configparser.ConfigParser(delimiters=['='])
-    res.read(root/'settings.ini', encoding='utf-8')
-    return res['DEFAULT']
 
 def md(src, id):
     return dict(cell_type='markdown', id=id, metadata={}, source=src.splitlines(True))
@@ -201,7 +199,9 @@ def test_what_fastai_gets_is_annotated(cls, names):
 
 # --- metadata and distributions
 
-def test_version(): assert ini()['version'] == fastai_normstats.__version__
+def copy_sources(dst):
+    "What distributions are built from, at `dst`"
+    return copy_project(root, dst, [o for o in beside if o not in ('pyproject.toml', 'settings.ini', 'setup.py')])
 
 def build(path, kind):
     "Build `kind` (`sdist` or `wheel`) of the project at `path` with the build backend, as pip does"
@@ -211,32 +211,168 @@ def build(path, kind):
     assert res.returncode == 0, res.stderr
     return path/'out'/res.stdout.splitlines()[-1]
 
-def test_distributions(tmp_path):
-    "The source distribution holds what a wheel is built from, and the wheel holds every module and entry point"
-    docs  = ('README.md', 'LICENSE', 'MANIFEST.in', 'CHANGELOG.md', 'CONTRIBUTING.md')
-    sdist = build(copy_project(root, tmp_path/'src', docs), 'sdist')
-    stem  = sdist.name.removesuffix('.tar.gz')
-    shutil.unpack_archive(sdist, tmp_path/'unpacked')
-    new = tmp_path/'unpacked'/stem
-    for o in ('settings.ini', 'pyproject.toml', 'setup.py', 'README.md', 'LICENSE'): assert (new/o).is_file(), o
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    "(source distribution, the wheel built from it, the project that they were built from)"
+    path  = tmp_path_factory.mktemp('built')
+    src   = copy_sources(path/'src')
+    sdist = build(src, 'sdist')
+    shutil.unpack_archive(sdist, path/'unpacked')
+    return sdist, build(path/'unpacked'/sdist.name.removesuffix('.tar.gz'), 'wheel'), src
 
-    with zipfile.ZipFile(build(new, 'wheel')) as f:
-        names = f.namelist()
-        read  = lambda nm: f.read(next(o for o in names if o.endswith(f'.dist-info/{nm}'))).decode()
-        meta,points = read('METADATA'),read('entry_points.txt')
+def test_distributions(built):
+    "The wheel holds every module and entry point"
+    sdist,wheel,_ = built
+    for o in ('settings.ini', 'pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'CITATION.cff'):
+        assert o in names_in(sdist), o
+    meta  = metadata(wheel)
+    names = names_in(wheel)
+    with zipfile.ZipFile(wheel) as f:
+        points = f.read(next(o for o in names if o.endswith('.dist-info/entry_points.txt'))).decode()
     mods = {f.relative_to(root).as_posix() for o in ('*.py', '*.pyi') for f in (root/lib).rglob(o)}
     assert {o for o in names if o.endswith(('.py', '.pyi'))} == mods
     assert f'{lib}/py.typed' in names
     assert any(o.endswith('/LICENSE') for o in names)
-    assert f"\nVersion: {ini()['version']}\n" in meta
-    assert f"\nRequires-Python: >={ini()['min_python']}\n" in meta
-    assert '\nLicense-Expression: Apache-2.0\n' in meta
-    for o in ini()['requirements'].split(): assert f'\nRequires-Dist: {o}\n' in meta
-    for o in ('timm', 'medical', 'hf', 'dev'): assert f'\nProvides-Extra: {o}\n' in meta
+    cfg = settings()
+    assert meta['Version'] == cfg['version'] and meta['Requires-Python'] == f">={cfg['min_python']}"
+    assert meta['License-Expression'] == 'Apache-2.0'
+    assert {*cfg['requirements'].split()} <= {*meta.get_all('Requires-Dist')}
+    assert meta.get_all('Provides-Extra') == ['timm', 'medical', 'hf', 'serve', 'dev']
     entry = configparser.ConfigParser(delimiters=['='])
     entry.read_string(points)
     assert dict(entry['console_scripts']) == {'normstats': f'{lib}.cli:main'}
     assert dict(entry['nbdev']) == {lib: f'{lib}._modidx:d'}
+
+dists = {'PIL': 'pillow', 'plum': 'plum-dispatch', 'sklearn': 'scikit-learn'}  # other names than those that one imports
+
+def imported(nodes):
+    "What a package index calls the packages that these nodes of a syntax tree import"
+    found = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+    found += [n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level]
+    return {dists.get(o, o) for o in (f.split('.')[0] for f in found)} - {lib, *sys.stdlib_module_names}
+
+def test_what_is_imported_is_required():
+    "At the top of a module, or by an extra where a function imports it; the error for GeoTIFFs names rasterio"
+    trees = [ast.parse(f.read_text(encoding='utf-8')) for f in (root/lib).rglob('*.py')]
+    cfg   = settings()
+    needs = lambda *names: {re.split('[<>=]', o)[0] for nm in names for o in cfg[nm].split()}
+    always,extras = needs('requirements'),needs(*[f'{o}_requirements' for o in ('timm', 'medical', 'hf', 'serve')])
+    top = imported([n for t in trees for n in t.body])
+    assert {'fastai', 'torch', 'numpy'} <= top <= always
+    assert imported([n for t in trees for n in ast.walk(t)]) - always - extras <= {'rasterio'}
+
+# --- before an upload: check_release
+
+def test_version(): assert settings()['version'] == fastai_normstats.__version__
+
+def test_contents_are_whole(built):
+    sdist,wheel,src = built
+    assert content_problems(wheel, src) == content_problems(sdist, src) == []
+
+def rewrite(wheel, dst, drop='', add=''):
+    "A copy of `wheel` in the folder `dst` without the file `drop` and with the file `add`"
+    with zipfile.ZipFile(wheel) as was, zipfile.ZipFile(dst/wheel.name, 'w') as new:
+        for o in was.namelist():
+            if o != drop: new.writestr(o, was.read(o))
+        if add: new.writestr(add, '')
+    return dst/wheel.name
+
+@pytest.mark.parametrize('name', [f'{lib}/models.csv', f'{lib}/compare/core.py', f'{lib}/__init__.py'])
+def test_finds_what_a_wheel_lacks(built, tmp_path, name):
+    _,wheel,src = built
+    assert content_problems(rewrite(wheel, tmp_path, drop=name), src) == [f'{wheel.name}: {name} is missing']
+
+@pytest.mark.parametrize('name', ['tests/test_values.py', 'nbs/00_values.ipynb', f'{lib}/choice.png',
+                                  f'{lib}/__pycache__/values.cpython-312.pyc'])
+def test_finds_what_does_not_belong_in_a_wheel(built, tmp_path, name):
+    _,wheel,src = built
+    assert content_problems(rewrite(wheel, tmp_path, add=name), src) == [f'{wheel.name}: {name} does not belong there']
+
+@pytest.mark.parametrize('name', [f'{lib}/test_values.py', f'{lib}/choice.png'])
+def test_finds_what_does_not_belong_in_the_package(built, tmp_path, name):
+    "Also where it is committed, and so in both"
+    _,wheel,src = built
+    new = copy_project(src, tmp_path/'src')
+    (new/name).touch()
+    assert content_problems(rewrite(wheel, tmp_path, add=name), new) == [f'{wheel.name}: {name} does not belong there']
+
+log = '# Changelog\n\n## [Unreleased]\n\n## [0.2.0] - 2026-11-29\n\n### Added\n\n- One\n- Two\n\n## [0.1.0]\n\n- Zero\n'
+
+def test_reads_a_changelog():
+    assert releases(log) == [('Unreleased', '', 0), ('0.2.0', '2026-11-29', 2), ('0.1.0', '', 1)]
+    assert releases('# Changelog\n') == []
+
+@pytest.mark.parametrize('file,was,now,says', [
+    ('CHANGELOG.md', '', '', None),
+    ('CHANGELOG.md', '[Unreleased]\n', '[Unreleased]\n\n- Three\n', 'CHANGELOG.md: 1 entries are Unreleased'),
+    ('CHANGELOG.md', '[0.2.0]', '[0.3.0]', 'CHANGELOG.md: the version is 0.3.0, in settings.ini it is 0.2.0'),
+    ('CHANGELOG.md', ' - 2026-11-29', '', 'CHANGELOG.md: 0.2.0 has no date'),
+    ('CITATION.cff', '2026-11-29', '2026-11-28', 'CITATION.cff: released 2026-11-28, in CHANGELOG.md 2026-11-29'),
+    ('CITATION.cff', '0.2.0', '0.1.0', 'CITATION.cff: the version is 0.1.0'),
+    (f'{lib}/__init__.py', '0.2.0', '0.1.0', f'{lib}/__init__.py: the version is 0.1.0')])
+def test_finds_versions_that_differ(tmp_path, file, was, now, says):
+    (tmp_path/lib).mkdir()
+    texts = {'CHANGELOG.md': log, 'CITATION.cff': 'title: x\nversion: 0.2.0\ndate-released: 2026-11-29\n',
+             'settings.ini': '[DEFAULT]\nversion = 0.2.0\n', f'{lib}/__init__.py': '__version__ = "0.2.0"\n'}
+    for k,text in texts.items(): (tmp_path/k).write_text(text.replace(was, now) if k==file else text, encoding='utf-8')
+    found = version_problems(tmp_path)
+    assert found == [] if says is None else len(found)==1 and found[0].startswith(says), found
+
+def test_a_shim_is_no_interpreter(tmp_path, monkeypatch):
+    "A `python3.12` that fails, or is another version, is passed over for one further down PATH"
+    for name,text in (('shim', 'exit 127'), ('other', 'echo Python 3.11.9'), ('real', 'echo Python 3.12.1')):
+        exe = tmp_path/name/'python3.12'
+        exe.parent.mkdir()
+        exe.write_text(f'#!/bin/sh\n{text}\n', encoding='utf-8')
+        exe.chmod(0o755)
+    monkeypatch.setenv('PATH', ':'.join(str(tmp_path/o) for o in ('none', 'shim', 'other', 'real')))
+    assert find_python('3.12') == str(tmp_path/'real'/'python3.12')
+    assert find_python('3.13') is None
+
+def test_a_full_disk_is_said(monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=7_940_000_000))
+    said, = environment('no-such-python', root)
+    assert said.startswith('7.9 GB are free') and '8 are needed' in said
+
+def test_citation():
+    "The citation file is of this package and of its version"
+    cfg,cited = settings(),yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert cited['cff-version'] == '1.2.0' and cited['type'] == 'software' and cited['message'] and cited['abstract']
+    assert (cited['title'], cited['version'], cited['license']) == (cfg['lib_name'], cfg['version'], 'Apache-2.0')
+    assert cited['authors'] == [{'name': cfg['author']}]
+    assert citation()['date-released'] == cited['date-released'].isoformat()
+
+def test_badges_are_true(built):
+    "What the README's badges say is what the wheel says"
+    text = lambda f: re.findall('<text[^>]*>(.*?)</text>', (root/'docs'/f).read_text(encoding='utf-8'))
+    meta = metadata(built[1])
+    pythons = [o.split(' :: ')[-1] for o in meta.get_all('Classifier') if 'Python :: 3.' in o]
+    assert text('python.svg') == ['Python', ' | '.join(pythons)]
+    assert text('licence.svg') == ['licence', meta['License-Expression']]
+    for f,alt in (('python', f"Python {' | '.join(pythons)}"), ('licence', f"Licence: {meta['License-Expression']}")):
+        assert f'![{alt}](docs/{f}.svg)' in (root/'README.md').read_text(encoding='utf-8')
+
+links = re.compile(r'\]\(([^()]+)\)')
+
+@pytest.mark.parametrize('url', ['', 'https://example.org/us/it'])
+def test_readme_on_the_index_has_no_dead_links(tmp_path, url):
+    "Links to files are absolute where there is a `url`; without, their words stay. Code is left as it is"
+    src = copy_sources(tmp_path/'src')
+    ini = (src/'settings.ini').read_text(encoding='utf-8')
+    (src/'settings.ini').write_text(re.sub('^url =.*$', f'url = {url}', ini, flags=re.M), encoding='utf-8')
+    meta = metadata(build(src, 'wheel'))
+    here,there = (root/'README.md').read_text(encoding='utf-8'),meta.get_payload()
+    fences = lambda s: re.findall('^```.*?^```', s, re.M|re.S)
+    assert fences(there) == fences(here) != []
+    files = [o for o in links.findall(here) if (root/o).is_file()]
+    found = [o for o in links.findall(there) if not o.startswith('#')]
+    tag = f"v{settings()['version']}"
+    kind = lambda o: 'raw' if o.endswith(('.png', '.svg')) else 'blob'
+    assert 'docs/choice.png' in files and 'nbs/60_tour.ipynb' in files
+    assert found == [f'{url}/{kind(o)}/{tag}/{o}' for o in files if url]
+    assert 'Histogram of the pixels' in there and 'More: ' in there
+    urls = [f'Source, {url}', f'Changelog, {url}/blob/{tag}/CHANGELOG.md']
+    assert meta.get_all('Project-URL', []) == (urls if url else [])
 
 # --- the repository
 
