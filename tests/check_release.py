@@ -15,8 +15,8 @@ from check_sync import differences,lib,root
 
 dist    = root/'dist'
 space   = 8_000_000_000  # bytes for an environment: 6 GB with PyTorch's CUDA libraries, and what pip unpacks
-endings = ('.py', '.csv', 'py.typed')
-must    = ('__init__.py', 'all.py', 'cli.py', 'models.csv')
+endings = ('.py', '.pyi', '.csv', 'py.typed')
+must    = ('__init__.py', 'all.py', 'cli.py', 'models.csv', 'py.typed')
 beside  = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'LICENSE', 'MANIFEST.in', 'README.md', 'pyproject.toml',
            'settings.ini', 'setup.py')
 info    = ('METADATA', 'RECORD', 'WHEEL', 'entry_points.txt', 'licenses/LICENSE', 'top_level.txt')
