@@ -41,8 +41,7 @@ class KeptSplit:
 
     def __call__(self, items:Any)->list:
         if not len(items):
-            raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, other file "
-                             "endings?)")
+            raise ValueError("no items found: check the path and `get_items` (hidden or misspelt folder, endings?)")
         states,key = get_random_states(),value_keys(items)
         splits = self._ask(items)  # always asked, so that random states move on as without this
         if key!=self.key or not self._is_kept(items, splits):
