@@ -634,7 +634,7 @@ def _name_of(c):
     if isinstance(c, Scheme) or isinstance(c, NormStats) and c.name!='custom': return c.name
     return ' / '.join(', '.join(dict.fromkeys(f'{float(v):.3g}' for v in torch.as_tensor(o).flatten())) for o in c)
 
-def named_candidates(stats:Iterable)->list:
+def named_candidates(stats:Iterable|StatsChoice|Scheme)->list:
     "Pairs (name, candidate) from a list, or a dict by name, of what `stats=` or `scheme=` takes"
     if isinstance(stats, (str, NormStats, StatsChoice, Scheme)): stats = [stats]
     if not isinstance(stats, (Mapping, list, tuple)):

@@ -1,7 +1,6 @@
 "Is the package whole: notebooks and library in step, one version, a source distribution that builds, no stray files?"
 
 import ast,configparser,inspect,json,re,shutil,subprocess,sys,zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest,yaml
@@ -133,7 +132,6 @@ def boxed(x, by:Maker=None, n=3, how=(1, 2))->Box: return Box(x)
 ''', encoding='utf-8')
     (path/'second.py').write_text('''
 __all__ = ['other']
-from pathlib import Path
 from fastcore.basics import patch
 from .first import Box
 
@@ -149,7 +147,6 @@ def other(): return 3
     assert [f.name for f in found]==['first.pyi']
     assert found[path/'first.pyi'].splitlines()[2:]=='''from dataclasses import dataclass
 from fastai_normstats.zero import Maker
-from pathlib import Path
 
 class _Base:
     def size(self) -> int: ...
