@@ -396,7 +396,7 @@ def test_html_of_a_saved_choice(tmp_path, field):
 
 # --- arguments
 
-@pytest.mark.parametrize('command', [None, 'fit', 'show', 'check', 'compare', 'models', 'cache', 'demo'])
+@pytest.mark.parametrize('command', [None, 'fit', 'show', 'report', 'check', 'compare', 'models', 'cache', 'demo'])
 def test_help(command, streams, monkeypatch):
     "Plain ASCII, on any stream"
     for encoding in ('ascii', 'utf-8'):
