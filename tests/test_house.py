@@ -102,7 +102,7 @@ def test_exported_cells_are_short_and_no_line_is_wide(f):
         assert len(lines)<=30, (c['id'], len(lines))
         assert not too_wide(s), (c['id'], too_wide(s))
 
-@pytest.mark.parametrize('f', [*sorted((root/'tests').glob('*.py')), *sorted((root/'benchmarks').glob('*.py')),
+@pytest.mark.parametrize('f', [*(f for o in ('tests', 'benchmarks', 'docs') for f in sorted((root/o).glob('*.py'))),
                                root/'README.md', root/'CONTRIBUTING.md', root/'Makefile', root/'setup.py'],
                          ids=lambda f: f.name)
 def test_no_line_is_wide(f): assert not too_wide(f.read_text(encoding='utf-8'))

@@ -188,7 +188,8 @@ def test_public_names_are_annotated():
         elif callable(o): res += lacking(o, name)
     assert res==[]
 
-@pytest.mark.parametrize('cls,names', [(DataBlock, ['fit_stats', 'stats_choice']), (Learner, ['check_stats', 'bake_stats']),
+@pytest.mark.parametrize('cls,names', [(DataBlock, ['fit_stats', 'stats_choice']),
+                                       (Learner, ['check_stats', 'bake_stats']),
                                        (DataLoaders, ['fit_stats', 'stats_choice', 'check_stats', 'freeze_stats'])])
 def test_what_fastai_gets_is_annotated(cls, names):
     found = [vars(cls)[k] for k in names]

@@ -51,6 +51,7 @@ def body_of(
     body = getattr(model, 'body', None)
     return body if isinstance(body, nn.Module) else _BeforeLast(model)
 
+# %% ../../nbs/42_compare_probe.ipynb #6d100043
 def _flat(x, n_features=None):
     "Features as (B, C); `n_features` tells channels-last from channels-first, where the body knows it"
     if not torch.is_tensor(x): raise TypeError(f"the body gives a {type(x).__name__}, a tensor is needed: {_as_fastai}")
