@@ -7,7 +7,7 @@ META   := settings.ini setup.py pyproject.toml
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick types bench picture export release-check clean
+.PHONY: help demo test quick types bench picture docs export release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ else
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
 endif
 
-types: $(VENV)/.make-dev ## check the types of the library and of a script that uses it (a minute or two)
+types: $(VENV)/.make-types ## check the types of the library and of a script that uses it (a minute or two)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error
 
 bench: $(VENV)/.make-dev ## measure speed and memory, write benchmarks/results.md (minutes; IMAGES=folder for your own)
@@ -39,6 +39,12 @@ bench: $(VENV)/.make-dev ## measure speed and memory, write benchmarks/results.m
 
 picture: $(VENV)/.make-dev ## draw the picture in the README from chest X-rays (IMAGES=folder with labels.csv)
 	$(BIN)/python docs/draw.py $(IMAGES)
+
+docs: $(VENV)/.make-docs ## build the site from the notebooks into _docs/html, without a warning, and check its links
+	rm -rf _docs
+	$(BIN)/python docs/pages.py _proc
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d _docs/doctrees _proc _docs/html
+	$(BIN)/python docs/check.py _docs/html
 
 export: $(VENV)/.make-dev ## write the library from the notebooks, then clean the notebooks
 	$(BIN)/nbdev-export
@@ -66,7 +72,20 @@ $(VENV)/.make-dev: $(META) | $(BIN)/pip
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.make-base
 
-# neither the package nor PyTorch: the tools, and the nbdev that the sync check needs
+# tools, named in settings.ini: for `make types` beside the package, for `make docs` with it, for `make release-check`
+# without it; the latter two read notebooks with the nbdev that the sync check needs
+tools = $$(sed -n 's/^$(1)_requirements = //p' settings.ini)
+NBDEV = $$(grep -oE 'nbdev[<>=][^ ]*' settings.ini)
+
+$(VENV)/.make-types: $(VENV)/.make-dev
+	$(PIP) $(call tools,types)
+	@touch $@
+
+$(VENV)/.make-docs: $(META) | $(BIN)/pip
+	@echo "Installing the package and what builds the site into $(VENV) (PyTorch is large: this can take minutes)"
+	$(PIP) -e . $(NBDEV) $(call tools,docs)
+	@touch $@ $(VENV)/.make-base
+
 $(VENV)/.make-release: $(META) | $(BIN)/pip
-	$(PIP) $$(grep -oE 'nbdev[<>=][^ ]*' settings.ini) $$(sed -n 's/^release_requirements = //p' settings.ini)
+	$(PIP) $(NBDEV) $(call tools,release)
 	@touch $@

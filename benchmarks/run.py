@@ -202,6 +202,10 @@ def measured(images, repeats):
                  *(r for w in (0, 2) for r in whole_fit(path, w, max(3, repeats//3)))]
     return pd.DataFrame([*table, *many, *images_read(), *peak_memory(), *cached_fit(repeats)])
 
+title = """# Speed and memory
+
+> Each beside its yardstick in one run; times are medians, memory what a process needs at most."""
+
 def main(images, out, repeats):
     first,second = measured(images, repeats),measured(images, repeats)
     assert first.candidate.equals(second.candidate)
@@ -213,7 +217,7 @@ def main(images, out, repeats):
     note = (f"Two runs, side by side (the second under `(2)`). Medians over {repeats} interleaved turns ± half of the "
             f"interquartile range; a ratio is the quotient of the medians shown, to the first of its block. "
             f"{machine()}.")
-    (out/'results.md').write_text(f"{markdown(df)}\n\n{note}\n", encoding='utf-8')
+    (out/'results.md').write_text(f"{title}\n\n{markdown(df)}\n\n{note}\n", encoding='utf-8')
     print((out/'results.md').read_text(encoding='utf-8'))
 
 if __name__=='__main__':
