@@ -238,7 +238,8 @@ def main():
         bad = step("Everything committed, in step, one version", tree)
         built = step("Building the last commit", build, src)
         bad += built or step("What is in the distributions", contents, src)
-    if not bad:
+    if bad: print("Not installed anywhere: the above comes first")
+    else:
         wheel = next(dist.glob('*.whl'))
         found = pythons(wheel)
         for v,exe in found.items():
