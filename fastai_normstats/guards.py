@@ -470,12 +470,13 @@ def mixed(
 )->str|None:
     "Interpolation between pixels with and without data?"
     if nodata is None or nodata.value!=nodata.value: return None
-    def is_sharp(f):  # `aug_transforms` puts all that it does into one, which may be called a flip
-        flips = isinstance(f, (Flip, Dihedral)) and len(f.aff_fs)==1 and not f.coord_fs
-        return flips or getattr(f, 'mode', 'bilinear')=='nearest'
+    def is_alone(f): return not hasattr(f, 'aff_fs') or len(f.aff_fs)+len(f.coord_fs)<2
+    def is_sharp(f):
+        return isinstance(f, (Flip, Dihedral)) and is_alone(f) or getattr(f, 'mode', 'bilinear')=='nearest'
     found = [f for f in tfms if isinstance(f, (AffineCoordTfm, RandomResizedCropGPU)) and not is_sharp(f)]
     if not found: return None
-    return (f"{type(found[0]).__name__} interpolates between pixels with and without data ({nodata}), and what comes "
+    others = '' if is_alone(found[0]) else ', into which `aug_transforms` has put turning, zooming and warping,'
+    return (f"{type(found[0]).__name__}{others} interpolates between pixels with and without data ({nodata}), and what comes "
             "out is neither: turn the value into NaN when loading and say `nodata=float('nan')`, or interpolate with "
             "`mode='nearest'`")
 
@@ -488,7 +489,7 @@ def check_images(
     range_said:bool=False,     # Has the rule `range` spoken of their range already?
     units:str='',              # What values are declared to be
     bands:tuple=(),            # Names of the channels
-    marked:bool=False          # Does a value look like the mark of no data, which is no background?
+    marked:bool=False          # Is background told apart, by a mask or by a value that looks like the mark of no data?
 )->list:
     "What the guards say to the pixels: a list of sentences; a constant channel is the choice's to mention"
     if not m.n_images: return []

@@ -229,7 +229,7 @@ class DatasetStats(_Applied):
         weight:str='pixel',       # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
         bands:Iterable|None=None, # Names of the channels, in order; `stats` may then be a dict, band → (mean, std)
         units:str|float|None=None, # What values are: `'0-1'`, `'HU'`, `'reflectance/10000'`, a number to divide by…
-        nodata:float|str|NoData|None=None # Value of pixels without data (NaN too), or a band that is 0 there: left out
+        nodata:float|str|NoData|None=None # Value of pixels without data, [0, 1] if 8-bit; NaN; or a band that is 0 there
     ):
         DatasetStats._set(**dict(locals()))
 
@@ -532,7 +532,8 @@ def _guards(self:DatasetStats, dl, choice, few, ledger):
     if m is None or any('clamps' in s for s in said): return said  # clamped pixels say nothing more
     plain = isinstance(choice.scheme, ZScore)
     given = choice.stats if plain and choice.kind!='custom' else None
-    in_ledger,marked = check_ledger(ledger),ledger is not None and no_data_among(ledger) is not None
+    in_ledger,marked = check_ledger(ledger),self.pass_args['mask'] is not None
+    if ledger is not None and no_data_among(ledger) is not None: marked = True
     of_pixels = check_images(m, given, _off_range(choice) or not plain, self.units, self.bands, marked)
     interpolated = [s for s in [mixed(others, self.nodata)] if s]
     return of_pixels + in_ledger + self._far(choice, few) + said + interpolated + self._mask_doubts(choice)

@@ -119,6 +119,11 @@ def test_masked_background_is_silent(folder):
     db = block(batch_tfms=wrong['border'][0])
     assert not said(db.fit_stats, folder, mask=lambda x: x[:, :1]>0, stats='custom', **quiet, **small)
 
+def test_a_mask_that_was_given_is_not_answered_with_another(folder):
+    db = block(batch_tfms=wrong['border'][0])
+    def most(x): return (torch.arange(x.shape[-1], device=x.device)>0).expand_as(x[:, :1])
+    assert not said(db.fit_stats, folder, mask=most, stats='custom', **quiet, **small)
+
 def test_the_suggested_mask_works(folder):
     db = block(batch_tfms=wrong['border'][0])
     text = next(s for s in said(db.fit_stats, folder, stats='custom', **quiet, **small) if 'mask=' in s).split('`')[1]

@@ -322,10 +322,13 @@ def plot_batch(
 
 # %% ../../nbs/32_view_batches.ipynb #7a10c3d3
 def _top(ledger, n):
-    "The `n` rows of `ledger` with the most influence; `index` is their item's, `nth` says which of its images they are"
+    """The `n` rows of `ledger` with the most influence, one a group, of `size` images; `index` is their item's, `nth` says
+    which of its images they are"""
     images,index = ledger.images,pd.Series(ledger.index)
     numbered = ledger.labelled(range(len(images)), images.group if ledger.grouped else [None]*len(images))
-    df = numbered.unusual(len(images)).query('n_pixels>0').head(n)
+    df = numbered.unusual(len(images)).query('n_pixels>0')
+    if ledger.grouped: df = df.assign(size=df.groupby('group')['item'].transform('size')).drop_duplicates('group')
+    df = df.head(n)
     row,nth = df['item'].to_numpy(),index.groupby(index).cumcount().to_numpy()
     return df.assign(item=images['item'].to_numpy()[row], index=ledger.index[row], nth=nth[row])
 
@@ -365,7 +368,7 @@ def _in_short(v): return with_minus(brief(v)).replace('inf', '∞').replace('nan
 
 def _of_row(r, channels, unit):
     "What is said of row `r` below its image, line by line"
-    whose = [shortened(f'{unit} {r.group}')] if unit else []
+    whose = [shortened(f'{unit} {r.group}')+(f', 1 of {r["size"]} images' if r['size']>1 else '')] if unit else []
     mean,std = ([value_text(r[f'{k}_{c}']) for c in channels] for k in ('mean', 'std'))
     one = len({*zip(mean, std)})==1
     numbers = [f'mean {mean[0]}, std {std[0]}'] if one else [f"mean {', '.join(mean)}", f"std {', '.join(std)}"]
@@ -423,7 +426,7 @@ def _bytes_of(x, lo, hi):
 # %% ../../nbs/32_view_batches.ipynb #7a10c3e0
 def unusual_images(
     dls:DataLoaders,  # Loaders; those that were not measured are measured now
-    n:int=8           # How many training images
+    n:int=8           # How many training images, at most one a group
 )->Unusual:
     "The training images with the largest influence on mean and std, and what there is to say of them"
     dl = _train_loader(dls)
@@ -442,7 +445,7 @@ def unusual_images(
 # %% ../../nbs/32_view_batches.ipynb #7a10c3d7
 def plot_unusual(
     dls:DataLoaders,              # Loaders; those that were not measured are measured now
-    n:int=8,                      # How many training images
+    n:int=8,                      # How many training images, at most one a group
     axs:Axes|Iterable|None=None,  # Axes to draw into, one per image; `None`: a new figure
     figsize:tuple|None=None       # Inches
 )->list:
