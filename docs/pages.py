@@ -101,14 +101,14 @@ def is_empty(output):
     html = output.get('data', {}).get('text/html')
     return html is not None and not re.sub(r'<style.*?</style>|<!--.*?-->|<[^>]+>|\s', '', ''.join(html), flags=re.S)
 
-def is_prose(output):
-    "Is a printed output sentences, which may be wrapped, and no table?"
-    text = ''.join(output.get('text', ''))
-    return any(len(o)>80 for o in text.split('\n')) and not re.search(r'\S {2,}\S', text)
+def is_table(output):
+    "Is printed text set in columns, which wrapping would tear?"
+    text = output.get('text') or output.get('data', {}).get('text/plain', '')
+    return re.search(r'\S {2,}\S', ''.join(text)) is not None
 
 def tags_of(cell):
     "What MyST-NB and the style sheet should know of a code cell"
-    prose = ['prose'] if any(map(is_prose, cell.outputs)) else []
+    prose = [] if any(map(is_table, cell.outputs)) else ['prose']
     return prose+(['remove-input'] if cell.directives_.get('echo')=='false' else [])
 
 class Renderer:

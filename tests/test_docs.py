@@ -48,8 +48,9 @@ def test_names_become_links_and_code_stays():
 def test_the_html_of_a_progress_bar_that_is_gone_is_empty(html, empty):
     assert pages.is_empty({'data': {} if html is None else {'text/html': html}})==empty
 
-@pytest.mark.parametrize('text,prose', [('word '*30, True), ('short', False), ('a   b\n'+'word '*30, False)])
-def test_sentences_are_told_from_tables(text, prose): assert pages.is_prose({'text': text})==prose
+@pytest.mark.parametrize('output,table', [({'text': 'word '*30}, False), ({'text': 'a   b\n'+'word '*30}, True),
+    ({'data': {'text/plain': ['   mean\n', '0  .5']}}, True), ({'data': {'text/plain': "'word'"}}, False), ({}, False)])
+def test_sentences_are_told_from_tables(output, table): assert pages.is_table(output)==table
 
 # --- definitions
 
