@@ -536,18 +536,20 @@ def _guards(self:DatasetStats, dl, choice, few, ledger):
     if ledger is not None and no_data_among(ledger) is not None: marked = True
     of_pixels = check_images(m, given, _off_range(choice) or not plain, self.units, self.bands, marked)
     interpolated = [s for s in [mixed(others, self.nodata)] if s]
-    return of_pixels + in_ledger + self._far(choice, few) + said + interpolated + self._mask_doubts(choice)
+    return of_pixels + in_ledger + self._far(dl, choice, few) + said + interpolated + self._mask_doubts(choice)
 
 def _off_range(choice):
     "Did rule `range` choose the data's own? (A choice that is given back may have that rule: it is checked.)"
     return choice.rule=='range' and choice.kind=='custom'
 
 @patch
-def _far(self:DatasetStats, choice, few):
-    "Do values reach further than anything that the pretrained model saw?"
+def _far(self:DatasetStats, dl, choice, few):
+    "Do values reach further than anything that the pretrained model saw? It is shown all pixels, measured or not"
     plain = isinstance(choice.scheme, ZScore)
     if not plain or not self.question['pretrained'] or few is not None or _off_range(choice): return []
-    far = reach(choice.measured, choice.stats, choice.model)
+    m,args = choice.measured,self.pass_args
+    if args['mask'] is not None: m = look_at(dl, seed=args['seed'], nonfinite='ignore', nodata=self.nodata) or m
+    far = reach(m, choice.stats, choice.model)
     return [far] if far else []
 
 # %% ../nbs/13_transform.ipynb #ff17c13c

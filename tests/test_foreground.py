@@ -96,6 +96,22 @@ def test_the_one_line_with_a_foreground(scans, weight):
     x = dls.one_batch()[0]
     assert x.shape[1:]==(3, 24, 20) and x.isfinite().all()
 
+@pytest.mark.parametrize('kwargs,far', [(dict(mask=foreground), True), (dict(), False), (dict(mask=foreground,
+    pretrained=False), False), (dict(mask=lambda x: x[:,:1]>.1), False)], ids=['foreground', 'all', 'scratch', 'most'])
+def test_a_narrow_foreground_sends_the_rest_far_beyond_what_a_network_knows(tmp_path, kwargs, far):
+    "A network is shown all pixels, also those that the mask leaves unmeasured"
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        x,y = rng.integers(0, 256, (24, 20, 3)),rng.integers(0, 2, (24, 20))
+        x[y>0] = rng.integers(120, 140, (int(y.sum()), 3))
+        Image.fromarray(x.astype(np.uint8)).save(tmp_path/f'{i}.png')
+        Image.fromarray(y.astype(np.uint8)).save(tmp_path/f'{i}_mask.tif')
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        choice = segmentation().fit_stats(tmp_path, stats='custom', **kwargs, **small, **quiet).stats_choice
+    assert any('one value in a thousand lies' in str(w.message) for w in said)==far
+    assert choice.stats.std[0]<.03 if kwargs.get('mask') is foreground else choice.stats.std[0]>.15
+
 def test_foreground_moves_with_the_augmentation(scans):
     "Images and targets are turned together before the mask is asked: the pixels that count are those of the objects"
     for f in images_in(scans):
