@@ -42,6 +42,7 @@ def lib_of(cls): return cls.__module__.split('.')[0]
 def shown_type(anno):
     "A type as one would write it: `str|Path`; '' where nothing is said"
     if anno in (empty, None, type(None)): return ''
+    if '_SupportsArray' in str(anno): return 'ArrayLike|None' if 'NoneType' in str(anno) else 'ArrayLike'  # of numpy
     plain = isinstance(anno, type) and not getattr(anno, '__args__', None)
     name = anno.__name__ if plain else str(anno)
     return re.sub(r'\b(?:\w+\.)+(?=\w)', '', name).replace(' | ', '|').replace('NoneType', 'None')

@@ -75,6 +75,13 @@ def with_names(text, known):
         lines.append(line)
     return '\n'.join(lines)
 
+def with_math(text):
+    "TeX between dollars as MathML, which browsers draw by themselves; code stays as it is"
+    def drawn(m):
+        from latex2mathml.converter import convert
+        return m[0] if m[1] else convert(m[2] or m[3], display='block' if m[2] else 'inline')
+    return re.sub(r'(`+.+?`+)|\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)\$', drawn, text, flags=re.S)
+
 def known_names(definitions):
     "{a name as prose has it: the full name}; methods that fastai's classes are given also go by their own name"
     given = [d for d in reversed(definitions.values()) if '.' in d.name and not d.owner.__module__.startswith(lib)]
@@ -193,7 +200,7 @@ def lay_out(out):
     for f,nb in notebooks.items():
         if modules[f]: filled(nb, by_room[f])
         for c in nb.cells:
-            if c.cell_type=='markdown': c.source = linked(c.source, f)
+            if c.cell_type=='markdown': c.source = linked(with_math(c.source), f)
             else: c.metadata.tags = tags_of(c)
         written(out/pages[f]).write_text(json.dumps(nb2dict(nb)), 'utf-8')
     for f in texts: written(out/pages[f]).write_text(linked(f.read_text('utf-8'), f), 'utf-8')

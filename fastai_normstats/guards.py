@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['already_normalised', 'unscaled', 'unused_range', 'constant', 'background', 'other_unit', 'off_units', 'off_range',
            'another_order', 'no_data_among', 'after_normalize', 'twice', 'less_than_a_batch', 'clamps', 'clipped',
-           'families', 'influential', 'masks_among', 'reach', 'mixed', 'check_images', 'check_ledger', 'check_loader']
+           'families', 'lopsided', 'influential', 'masks_among', 'reach', 'mixed', 'check_images', 'check_ledger',
+           'check_loader']
 
 # %% ../nbs/12_guards.ipynb #8d9b8ff5
 import os, re
@@ -385,6 +386,19 @@ def families(
             f"errors are too small (design effect {effect:.2f}); say whose an image is, e.g. `groups=lambda f: "
             f"re.sub(r'{_last_number.pattern}', r'\\1', Path(f).stem)`, and keep families together in splits")
 
+# %% ../nbs/12_guards.ipynb #19a00071
+def lopsided(
+    m:RunningStats,  # `RunningStats` measured with groups
+    most:float=.25   # Share of the images that one group may hold without being called out
+)->str|None:
+    "Does one group of many hold a large share of the images, ten times as many as half of the others?"
+    if not m.grouped or m.n_groups<10: return None
+    sizes = m.images.query('n_pixels>0').group.map(str).value_counts()
+    name,n,usual = sizes.index[0],sizes.iloc[0],sizes.median()
+    if n<=most*m.n_images or n<10*usual: return None
+    return (f"{m.unit} {name!r} holds {n:,} of the {m.n_images:,} images ({n/m.n_images:.0%}), half of the "
+            f"{len(sizes):,} hold {usual:g} or fewer: does `groups` say whose an image is? Count what it gives")
+
 # %% ../nbs/12_guards.ipynb #6a000005
 def _moving(df, share, most, z):
     "The rows of `df` with a large influence, also for their `share` of the images, and a large, finite z"
@@ -509,7 +523,7 @@ def check_ledger(
     m:RunningStats|None  # `RunningStats` of the training images, `None` where they were not measured
 )->list:
     "What the guards say to the ledger: a list of sentences"
-    return [] if m is None else _said(families(m), influential(m), masks_among(m), no_data_among(m))
+    return [] if m is None else _said(families(m), lopsided(m), influential(m), masks_among(m), no_data_among(m))
 
 def check_loader(
     dl:TfmdDL,               # The training loader

@@ -11,6 +11,7 @@ __all__ = ['unwrapped', 'before_normalize', 'normalize_in', 'input_images', 'tar
 import math, re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from difflib import get_close_matches
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -247,17 +248,27 @@ def of_each(
     "What `by` says of each item"
     n,is_table = len(items),hasattr(items, 'iloc')
     if isinstance(by, Mapping): by = by.get
-    if callable(by): return [by(item_at(items, i)) for i in range(n)]
+    if callable(by): return [_asked(by, item_at(items, i), name) for i in range(n)]
     if isinstance(by, str) and is_table and by in items: return list(items[by])
     if isinstance(by, pd.Series) and not (is_table and by.index.equals(items.index)):
         raise ValueError(f"`{name}` is a Series with another index than the items: give its values in the order of the "
                          "items, or a function")
+    if isinstance(by, str) and is_table: raise ValueError(f"`{name}` is no column of the items: {_no_column(by, items)}")
     if isinstance(by, str) or not isinstance(by, Iterable):
         raise ValueError(f"`{name}` must be a function from an item to its group, a column of the items, or a list, "
                          f"got {by!r}")
     res = list(by)
-    if len(res)!=n: raise ValueError(f"`{name}` must say one group an item, got {len(res):,} for {n:,} items")
-    return res
+    if len(res)==n: return res
+    raise ValueError(f"`{name}` must say one group an item (for a fit: of training and validation), got {len(res):,} for "
+                     f"{n:,} items")
+
+def _asked(by, item, name):
+    try: return by(item)
+    except Exception as e: raise ValueError(f"`{name}` failed on {item}: {type(e).__name__}: {e}") from e
+
+def _no_column(by, items):
+    near = get_close_matches(by, [str(o) for o in items], n=1)
+    return f"got {by!r}, "+(f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, items))}")
 
 # %% ../nbs/04_loaders.ipynb #11feb79e
 def groups_of(

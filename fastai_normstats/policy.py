@@ -20,7 +20,7 @@ from .choice import StatsChoice
 # %% ../nbs/09_policy.ipynb #ec0a669d
 @dataclass(frozen=True)
 class Policy:
-    "The thresholds of `choose_stats`: `reach` rests on measured differences, the others do not (notebook 63_evidence)"
+    "The thresholds of `choose_stats`: `reach` rests on measured differences, the other numbers on judgement"
     small:int=500      # Fewer independent training images than this: keep the model's statistics
     enough:int=2000    # From this many on: use the data's own, if they differ by at least `similar`
     similar:float=0.1  # Largest shift (in σ of the model's std) and log ratio of the stds that counts as no difference

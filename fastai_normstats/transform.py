@@ -224,7 +224,7 @@ class DatasetStats(_Applied):
         cache:bool|str|os.PathLike=True, # Keep measurements on disk? True: in the user's cache folder; or in a folder
         measure:bool=False,       # Measure even where the choice needs no measuring?
         verbose:bool=True,        # Show progress and print the choice?
-        scheme:str|Scheme|dict='zscore', # Or `'minmax'`, `'clip-zscore'`, `'image-zscore'`, `'lrn'`, or a `Scheme`
+        scheme:str|Scheme|dict='zscore', # A name in `schemes` (`'clip-zscore'`, `'histogram'`…) or a `Scheme`
         groups:Callable|Iterable|None=None, # Whose an image is: function of an item, column, list; `None`: its own
         weight:str='pixel',       # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
         bands:Iterable|None=None, # Names of the channels, in order; `stats` may then be a dict, band → (mean, std)

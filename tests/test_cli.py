@@ -88,6 +88,17 @@ def test_path_below_the_folder_says_the_group(tmp_path, normstats):
               '--out', tmp_path/'s.json')
     assert StatsChoice.load(tmp_path/'s.json').measured.n_groups==2
 
+def test_statistics_under_a_mask_are_not_compared(families, tmp_path, normstats):
+    "The command line has no mask: other pixels would be compared, and called drifted"
+    db = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label)
+    def bright(x): return x[:, :1]>.5
+    db.fit_stats(families, mask=bright, stats='custom', bs=8, num_workers=0, verbose=False)
+    db.stats_choice.save(tmp_path/'s.json')
+    for command in ('check', 'report'):
+        said = normstats(command, tmp_path/'s.json', families, status=1)
+        assert 'counts only the pixels that `mask=' in said and '`dls.check_stats(folder)` in Python can' in said
+    assert not (tmp_path/'report.html').exists()
+
 def test_check_with_groups(families, tmp_path, normstats, monkeypatch):
     "Each image goes to `check_stats` with its patient"
     import fastai_normstats.drift

@@ -41,6 +41,12 @@ def test_names_become_links_and_code_stays():
         '# `fit_stats`', '{py:obj}`fit_stats <lib.block.DataBlock.fit_stats>`, '+role
         + ', `Policy(small=1)`, `other`, [`Policy`](x), ``Policy``', '```python', '`Policy`', '```', f'| {role} |']
 
+def test_formulas_are_drawn_without_a_script():
+    pytest.importorskip('latex2mathml')  # a tool of `make docs`
+    text = pages.with_math('of `$HOME` and `$x$`: $x_c$, for $5\n$$\\frac 1J$$')
+    assert text.startswith('of `$HOME` and `$x$`: <math') and text.count('<math')==2
+    assert '<msub><mi>x</mi><mi>c</mi></msub>' in text and 'display="block"' in text and '<mfrac>' in text
+
 # --- outputs
 
 @pytest.mark.parametrize('html,empty', [('', True), ('\n<style>p {color: red}</style>\n<div></div>', True),

@@ -346,6 +346,10 @@ def test_from_scratch_anything_goes(folder, capsys):
         res,df = said(learner(folder, resnet34, trained=False, **kwargs).check_stats)
         assert not res and 'resnet34 is trained from scratch' in capsys.readouterr().out
         assert df[['model_mean', 'model_std']].isna().all(axis=None)
+    for kwargs,took in ((dict(model=resnet34), True), (dict(model=resnet34, pretrained=False), False),
+                        (dict(stats='imagenet'), False)):
+        said(learner(folder, resnet34, trained=False, **kwargs).check_stats)
+        assert ('the fit took it for pretrained' in capsys.readouterr().out)==took
     res,df = said(learner(folder, resnet34, [half], trained=False).check_stats, resnet34,
                   **quiet)  # weights that someone loaded later
     assert len(res)==1 and df.model_mean.tolist()==list(IMAGENET.mean)

@@ -1,6 +1,7 @@
 """Which pixels a loader yields before Normalize: each image once, with the name of its item, as validation sees it; and
 ways to say whose images they are"""
 
+import re
 from collections import Counter
 from functools import partial
 
@@ -106,7 +107,7 @@ def test_ways_to_say_groups(folder, how):
     assert rs.unit==dict(column='patient').get(how, 'family' if how=='function' else 'group')
 
 @pytest.mark.parametrize('groups,says', [
-    ('patient', "got 'patient'"), ([1, 2], 'one group an item, got 2 for 20 items'), (7, 'got 7'),
+    ('patient', "got 'patient'"), ([1, 2], 'one group an item .*got 2 for 20 items'), (7, 'got 7'),
     (lambda f: None, 'no group .None. of .*002.png'), ({}, 'no group .None. of .*002.png'),
     ([float('nan')]*20, 'no group .nan. of .*002.png'), (np.full(20, np.nan, np.float32), 'no group'),
     ([pd.NaT]*20, 'no group'), (pd.Series(range(20)), 'another index')], ids=no_address)
@@ -265,3 +266,9 @@ def test_training_images_as_validation_sees_them(folder, make, after):
     check(rs, torch.cat([b[0] for b in dls.test_dl(train_files(folder))]).double().numpy())
     if make is flipped: check(rs, pixels(train_files(folder)), 1e-5)
     assert measure_stats(dls.train, **quiet).images.equals(rs.images)==(make is plain_tfms)
+
+def test_a_function_of_groups_that_fails_names_the_item(folder):
+    "A name without a patient, as of `re.search(…)[0]`"
+    dl,family = block().dataloaders(folder, **small).train, re.compile('none')
+    with pytest.raises(ValueError, match=r'`groups` failed on .*png: TypeError: .*not subscriptable'):
+        measure_stats(dl, groups=lambda f: family.search(f.name)[0], **quiet)

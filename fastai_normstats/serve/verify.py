@@ -195,7 +195,7 @@ _texts = {
     'inverted std':     "the pixels are multiplied by the std instead of divided",
     'mean only':        "only the mean is subtracted: nothing divides by the std, unless that is folded into the first "
                         "convolution, where it cannot be seen (`to_onnx` writes it down)",
-    'inflated std':     "the std is too large, as one corrupt image among those measured makes it",
+    'inflated std':     "the std is too large, which one corrupt image among those measured can do",
     'other unit':       "the pixels are in another unit than the numbers",
     'other numbers':    "the numbers are others"}
 
