@@ -118,12 +118,6 @@ def tags_of(cell):
     prose = [] if any(map(is_table, cell.outputs)) else ['prose']
     return prose+(['remove-input'] if cell.directives_.get('echo')=='false' else [])
 
-class Renderer:
-    "Renders nbdev's `show_doc`"
-    definitions = {}
-    def __init__(self, sym, name, title_level): self.name = name
-    def text(self): return '\n'.join(described(self.definitions[self.name], self.definitions))
-
 def contents(definitions):
     "A module, and a table of what it defines"
     name = definitions[0].module.__name__
@@ -134,12 +128,13 @@ def table(definitions):
     rows = [row(f'`{o.name}`', o.summary) for o in definitions]
     return '\n'.join([row('Name', 'What it is'), row('---', '---'), *rows])
 
-def filled(nb, definitions):
-    "`nb` with each definition described where it stands, and listed below the title"
-    nb.cells = [mk_cell(show_doc(definitions[asked(c)].obj, renderer=Renderer, name=asked(c)).text(), 'markdown')
-                if asked(c) else c for c in nb.cells]
-    at = next(i for i,c in enumerate(nb.cells) if c.cell_type=='markdown')+1
-    nb.cells.insert(at, contents([*definitions.values()]))
+def filled(nb, own, definitions):
+    "The cells of `nb` with its `own` definitions described where they stand, and listed below the title"
+    def written_out(sym, name, title_level): return '\n'.join(described(own[name], definitions))
+    def answered(name): return mk_cell(show_doc(own[name].obj, renderer=written_out, name=name), 'markdown')
+    cells = [answered(asked(c)) if asked(c) else c for c in nb.cells]
+    at = next(i for i,c in enumerate(cells) if c.cell_type=='markdown')+1
+    return [*cells[:at], contents([*own.values()]), *cells[at:]]
 
 # --- pages that list others
 
@@ -172,9 +167,10 @@ def evidence():
 
 def api(definitions):
     "What `all` brings by name, then the modules by wing"
-    named = [definitions[o] for o in sorted(import_module(f'{lib}.all').__all__, key=str.lower) if o in definitions]
-    patched = [d for d in definitions.values() if '.' in d.name]
-    lead = [f'`from {lib}.all import *` brings:', table(named),
+    brought = import_module(f'{lib}.all')
+    named   = [d for d in definitions if d.name in brought.__all__ and d.obj is getattr(brought, d.name)]
+    patched = [d for d in definitions if '.' in d.name]
+    lead = [f'`from {lib}.all import *` brings:', table(sorted(named, key=lambda d: d.name.lower())),
             "It also gives fastai's classes, and its own, these methods:", table(patched),
             'The modules, in the order in which they import one another:']
     groups = {'Core': []}
@@ -190,21 +186,24 @@ def defined(file, nb):
     return {o: Definition(module, o) for o in map(asked, nb.cells) if o}
 
 def lay_out(out):
-    "Write all pages into folder `out`, which is emptied first"
+    "Write all pages into folder `out`, in place of pages that it holds"
+    if out.exists() and any(out.iterdir()) and not (out/'api'/'index.md').exists():
+        sys.exit(f"{out} holds something else than pages of the site: give an empty folder")
     shutil.rmtree(out, ignore_errors=True)
     for nb in notebooks.values(): opened(nb)
     by_room = {f: defined(f, nb) for f,nb in notebooks.items() if modules[f]}
-    definitions = Renderer.definitions = {k: d for room in by_room.values() for k,d in room.items()}
+    every = [d for room in by_room.values() for d in room.values()]
+    definitions = {d.name: d for d in every}
     known = known_names(definitions)
-    def linked(text, f): return with_names(relinked(text, f), known)
+    def linked(text, f): return with_names(relinked(text, f), {**known, **known_names(by_room.get(f, {}))})
     for f,nb in notebooks.items():
-        if modules[f]: filled(nb, by_room[f])
+        if modules[f]: nb.cells = filled(nb, by_room[f], definitions)
         for c in nb.cells:
             if c.cell_type=='markdown': c.source = linked(with_math(c.source), f)
             else: c.metadata.tags = tags_of(c)
         written(out/pages[f]).write_text(json.dumps(nb2dict(nb)), 'utf-8')
     for f in texts: written(out/pages[f]).write_text(linked(f.read_text('utf-8'), f), 'utf-8')
-    for page,text in dict(guides=guides(), api=api(definitions), evidence=evidence()).items():
+    for page,text in dict(guides=guides(), api=api(every), evidence=evidence()).items():
         written(out/page/'index.md').write_text(with_names(text, known), 'utf-8')
     with (out/'index.md').open('a', encoding='utf-8') as start:
         start.write('\n'+toctree(['guides/index', 'api/index', 'evidence/index', 'faq', 'changelog', 'contributing']))

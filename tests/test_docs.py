@@ -123,6 +123,11 @@ def test_a_class_is_described_with_its_members():
     for line in (':::{py:property} Image.side', ':::{py:method} Image.load(path)', ':::{py:method} Image.area()'):
         assert f'\n{line}\n' in text
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path/'thesis.md').write_text('years of work')
+    with pytest.raises(SystemExit, match='holds something else'): pages.lay_out(tmp_path)
+    assert (tmp_path/'thesis.md').read_text()=='years of work'
+
 # --- a site that was built
 
 def site(folder, **files):
