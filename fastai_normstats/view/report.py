@@ -7,9 +7,10 @@ __all__ = ['page_path', 'report_stats']
 
 # %% ../../nbs/33_view_report.ipynb #33a00005
 import base64, io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -284,10 +285,10 @@ def _tables(drift):
 def report_stats(
     choice:StatsChoice|DataLoaders,  # What was chosen; loaders that were fitted know their unusual images, too
     out:str|Path='report.html',      # The page to write; an existing one is replaced
-    dls:DataLoaders=None,            # Loaders of the training images, where `choice` is none; `None`: no images
-    drift=None,                      # What `check_stats` returned, or a dict of that by name; `None`: no such part
-    name:str=None,                   # What the images are called; `None`: the file that the choice was loaded from
-    notes:list=(),                   # Sentences to show below the warnings
+    dls:DataLoaders|None=None,       # Loaders of the training images, where `choice` is none; `None`: no images
+    drift:pd.DataFrame|Mapping|None=None, # What `check_stats` returned, or a dict of that by name; `None`: no such part
+    name:str|None=None,              # What the images are called; `None`: the file that the choice was loaded from
+    notes:Iterable=(),               # Sentences to show below the warnings
     n:int=8                          # How many unusual images
 )->Path:
     "Write one self-contained HTML page on `choice`: why, numbers, picture, unusual images, drift, provenance"
@@ -308,7 +309,7 @@ def report_stats(
 @delegates(report_stats, but=['choice'])
 def report(self:StatsChoice,
     out:str|Path='report.html',  # The page to write; an existing one is replaced
-    **kwargs                     # Keywords of `report_stats`: `dls`, `drift`, `name`…
+    **kwargs:Any                 # Keywords of `report_stats`: `dls`, `drift`, `name`…
 )->Path:
     "`report_stats` of this choice"
     return report_stats(self, out, **kwargs)
