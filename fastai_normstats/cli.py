@@ -419,7 +419,7 @@ def _loaders(choice, args, items, groups=None):
     return dls
 
 # %% ../nbs/55_cli.ipynb #5f4c1c30
-_plain = ('create', 'Resize', 'ToTensor', 'IntToFloatTensor', 'Units')  # what `check` does to images as well, or declares
+_plain = ('create', 'Resize', 'ToTensor', 'IntToFloatTensor', 'Units')  # what `check` does, too, or only declares
 
 def _not_applied(choice):
     "The transforms that the statistics were measured after and that `check` does not know"
@@ -445,8 +445,8 @@ def _status(*dfs): return 3 if any((df.verdict=='drifted').any() for df in dfs) 
 def _compared(choice, args, path):
     "Measure the folder `path` like a validation set: the comparison, how many images, and what was warned of"
     if had := choice.provenance.get('mask'):
-        raise CliError(f"{args.file} counts only the pixels that `mask={had}` lets through, which the command line cannot "
-                       "do: `dls.check_stats(folder)` in Python can")
+        raise CliError(f"{args.file} counts only the pixels that `mask={had}` lets through, which the command line "
+                       "cannot do: `dls.check_stats(folder)` in Python can")
     items = _images(Path(path), args.glob)
     groups = _groups(args, Path(path), items, range(len(items)))
     import fastai_normstats.block, fastai_normstats.drift

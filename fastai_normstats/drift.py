@@ -352,7 +352,8 @@ def _all_well(fit, want, choice, name, scratch, n):
     if isinstance(want, NormalisesInside): return f"{name} normalises inside, and the pipeline leaves that to it"
     if scratch:
         kept = choice is not None and choice.rule!='given' and choice.kind in ('imagenet', 'pretrained')
-        told = ", but the fit took it for pretrained and kept those numbers: `fit_stats(pretrained=False)`" if kept else ''
+        told = ", but the fit took it for pretrained and kept those numbers: `fit_stats(pretrained=False)`"
+        if not kept: told = ''
         return f"{name} is trained from scratch: it expects nothing in particular{told}"
     if not isinstance(want, NormStats): return f"nobody here knows what {name} expects: {want}"
     if choice is not None: return f"{choice.kind} statistics, chosen by rule `{choice.rule}`: {choice.why}"

@@ -253,14 +253,15 @@ def of_each(
     if isinstance(by, pd.Series) and not (is_table and by.index.equals(items.index)):
         raise ValueError(f"`{name}` is a Series with another index than the items: give its values in the order of the "
                          "items, or a function")
-    if isinstance(by, str) and is_table: raise ValueError(f"`{name}` is no column of the items: {_no_column(by, items)}")
+    if isinstance(by, str) and is_table:
+        raise ValueError(f"`{name}` is no column of the items: {_no_column(by, items)}")
     if isinstance(by, str) or not isinstance(by, Iterable):
         raise ValueError(f"`{name}` must be a function from an item to its group, a column of the items, or a list, "
                          f"got {by!r}")
     res = list(by)
     if len(res)==n: return res
-    raise ValueError(f"`{name}` must say one group an item (for a fit: of training and validation), got {len(res):,} for "
-                     f"{n:,} items")
+    raise ValueError(f"`{name}` must say one group an item (for a fit: of training and validation), got {len(res):,} "
+                     f"for {n:,} items")
 
 def _asked(by, item, name):
     try: return by(item)

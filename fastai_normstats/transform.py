@@ -229,7 +229,7 @@ class DatasetStats(_Applied):
         weight:str='pixel',       # What counts alike: each `'pixel'`, each `'image'` or each `'group'`
         bands:Iterable|None=None, # Names of the channels, in order; `stats` may then be a dict, band → (mean, std)
         units:str|float|None=None, # What values are: `'0-1'`, `'HU'`, `'reflectance/10000'`, a number to divide by…
-        nodata:float|str|NoData|None=None # Value of pixels without data, [0, 1] if 8-bit; NaN; or a band that is 0 there
+        nodata:float|str|NoData|None=None # Value of pixels without data, [0, 1] if 8-bit; NaN; a band that is 0 there
     ):
         DatasetStats._set(**dict(locals()))
 

@@ -256,7 +256,8 @@ def _baked(own, see, where):
     mean,std = (np.asarray(o)*factor for o in (mean, std))
     inside,takes = own['inside'],str(own.get('input'))[:10]
     rest = {'front': lambda y: y, 'front and first convolution': lambda y: y/std}.get(inside, lambda y: (y-mean)/std)
-    said = '' if inside=='front' else "what is folded into its first convolution as its metadata has it, not as its weights do"
+    folded = "what is folded into its first convolution as its metadata has it, not as its weights do"
+    said = '' if inside=='front' else folded
     def whole(colours): return rest(see(np.asarray(colours)*times))
     return Reading(where, whole, (mean.tolist(), std.tolist()), takes=takes, metadata=said)
 

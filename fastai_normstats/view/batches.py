@@ -322,8 +322,8 @@ def plot_batch(
 
 # %% ../../nbs/32_view_batches.ipynb #7a10c3d3
 def _top(ledger, n):
-    """The `n` rows of `ledger` with the most influence, one a group, of `size` images; `index` is their item's, `nth` says
-    which of its images they are"""
+    """The `n` rows of `ledger` with the most influence, one a group, of `size` images; `index` is their item's, `nth`
+    says which of its images they are"""
     images,index = ledger.images,pd.Series(ledger.index)
     numbered = ledger.labelled(range(len(images)), images.group if ledger.grouped else [None]*len(images))
     df = numbered.unusual(len(images)).query('n_pixels>0')
