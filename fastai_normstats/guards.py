@@ -491,8 +491,8 @@ def mixed(
     if not found: return None
     others = '' if is_alone(found[0]) else ', into which `aug_transforms` has put turning, zooming and warping,'
     return (f"{type(found[0]).__name__}{others} interpolates between pixels with and without data ({nodata}), and "
-            "what comes out is neither: turn the value into NaN when loading and say `nodata=float('nan')`, or interpolate with "
-            "`mode='nearest'`")
+            "what comes out is neither: turn the value into NaN when loading and say `nodata=float('nan')`, or interpolate "
+            "with `mode='nearest'`")
 
 # %% ../nbs/12_guards.ipynb #18f00008
 def _said(*sentences): return [s for s in sentences if s]
