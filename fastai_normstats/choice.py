@@ -7,6 +7,7 @@ __all__ = ['rule_names', 'StatsChoice', 'table_as_html', 'why_as_html', 'choice_
 
 # %% ../nbs/08_choice.ipynb #46a21585
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -103,8 +104,8 @@ def _cell_text(k, v):
     return f'{v:.4g}' if isinstance(v, float) else as_html(v)
 
 def table_as_html(
-    df,     # A table
-    marked  # Which of its rows stand out, True or False a row
+    df:pd.DataFrame, # A table
+    marked:Iterable  # Which of its rows stand out, True or False a row
 )->str:
     "`df` for an HTML page: four digits, and – where nothing is known"
     df = df.astype(object).where(df.notna(), None)

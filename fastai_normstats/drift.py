@@ -347,14 +347,15 @@ def _inside(error, used):
     "What is wrong with normalising for a model that does it itself"
     if isinstance(error, NormalisesInside) and used: return f"{error}; now it uses {_numbers(used)}"
 
+def _kept_for_weights(choice):
+    "What to add of a network from scratch where the fit was told of pretrained weights, and kept their numbers"
+    kept = choice is not None and choice.rule!='given' and choice.kind in ('imagenet', 'pretrained')
+    return ", but the fit took it for pretrained and kept those numbers: `fit_stats(pretrained=False)`" if kept else ''
+
 def _all_well(fit, want, choice, name, scratch, n):
     "One sentence on why nothing is wrong, or cannot be known to be"
     if isinstance(want, NormalisesInside): return f"{name} normalises inside, and the pipeline leaves that to it"
-    if scratch:
-        kept = choice is not None and choice.rule!='given' and choice.kind in ('imagenet', 'pretrained')
-        told = ", but the fit took it for pretrained and kept those numbers: `fit_stats(pretrained=False)`"
-        if not kept: told = ''
-        return f"{name} is trained from scratch: it expects nothing in particular{told}"
+    if scratch: return f"{name} is trained from scratch: it expects nothing in particular{_kept_for_weights(choice)}"
     if not isinstance(want, NormStats): return f"nobody here knows what {name} expects: {want}"
     if choice is not None: return f"{choice.kind} statistics, chosen by rule `{choice.rule}`: {choice.why}"
     if fit is None: return f"{name} has no statistics for {n} channel{'s'*(n!=1)}"

@@ -490,11 +490,9 @@ def mixed(
     found = [f for f in tfms if isinstance(f, (AffineCoordTfm, RandomResizedCropGPU)) and not is_sharp(f)]
     if not found: return None
     others = '' if is_alone(found[0]) else ', into which `aug_transforms` has put turning, zooming and warping,'
-    return (f"{type(found[0]).__name__}{others} interpolates between pixels with and without data "
-            f"({nodata}), and "
-            "what comes out is neither: turn the value into NaN when loading and "
-            "say `nodata=float('nan')`, or interpolate "
-            "with `mode='nearest'`")
+    return (f"{type(found[0]).__name__}{others} interpolates between pixels with and without data ({nodata}), and "
+            "what comes out is neither: turn the value into NaN when loading and say `nodata=float('nan')`, or "
+            "interpolate with `mode='nearest'`")
 
 # %% ../nbs/12_guards.ipynb #18f00008
 def _said(*sentences): return [s for s in sentences if s]

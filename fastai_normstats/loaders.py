@@ -11,7 +11,6 @@ __all__ = ['unwrapped', 'before_normalize', 'normalize_in', 'input_images', 'tar
 import math, re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from difflib import get_close_matches
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -26,7 +25,7 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, no_random
 from fasttransform import DisplayedTransform, Pipeline
 
-from .values import first_line, units_text
+from .values import did_you_mean, first_line, in_one_line, units_text
 
 # %% ../nbs/04_loaders.ipynb #45d16d1c
 def unwrapped(dl:Any)->Any:
@@ -254,7 +253,7 @@ def of_each(
         raise ValueError(f"`{name}` is a Series with another index than the items: give its values in the order of the "
                          "items, or a function")
     if isinstance(by, str) and is_table:
-        raise ValueError(f"`{name}` is no column of the items: {_no_column(by, items)}")
+        raise ValueError(f"`{name}` is no column of the items: got {by!r}, {did_you_mean(by, items)}")
     if isinstance(by, str) or not isinstance(by, Iterable):
         raise ValueError(f"`{name}` must be a function from an item to its group, a column of the items, or a list, "
                          f"got {by!r}")
@@ -265,11 +264,8 @@ def of_each(
 
 def _asked(by, item, name):
     try: return by(item)
-    except Exception as e: raise ValueError(f"`{name}` failed on {item}: {type(e).__name__}: {e}") from e
-
-def _no_column(by, items):
-    near = get_close_matches(by, [str(o) for o in items], n=1)
-    return f"got {by!r}, "+(f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, items))}")
+    except Exception as e:
+        raise ValueError(f"`{name}` failed on {item}: {type(e).__name__}: {in_one_line(e)}") from e
 
 # %% ../nbs/04_loaders.ipynb #11feb79e
 def groups_of(
