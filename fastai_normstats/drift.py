@@ -70,14 +70,14 @@ def _tilted(y, w, t):
 
 def _saddlepoint(y, w, n, x):
     "Chance that the mean of `n` draws from `y`, with shares `w` and mean 0, is `x` (above 0) or more"
+    from scipy.optimize import brentq
     from scipy.special import log_ndtr
     if x>=y.max(): return 0.
-    lo,hi = 0.,1/y.std()
-    while _tilted(y, w, hi)[0]<x and hi*y.std()<1e6: hi *= 2
-    for _ in range(60):
-        t = (lo+hi)/2
-        if _tilted(y, w, t)[0]<x: lo = t
-        else:                     hi = t
+    def off(t): return _tilted(y, w, t)[0]-x
+    if off(0)>=0: return .5
+    t = 1/y.std()
+    while off(t)<0 and t*y.std()<1e6: t *= 2
+    if off(t)>0: t = brentq(off, 0, t, xtol=1e-12*t)
     _,var,cumulant = _tilted(y, w, t)
     r,u = math.sqrt(max(2*n*(t*x-cumulant), 0)),t*math.sqrt(n*max(var, 0))
     return .5 if r<1e-4 or u<=0 else math.exp(log_ndtr(-(r+math.log(u/r)/r)))
@@ -120,10 +120,10 @@ def _how_sure(part, d, m, std, training, null):
 # %% ../nbs/15_drift.ipynb #e25d3cff
 def _odd_one(m, used):
     "The row of the image in ledger `m` that lies farthest from `used` in mean or std"
-    mean,std = (m.images[[f'{k}_{c}' for c in range(m.n_channels)]].to_numpy() for k in ('mean', 'std'))
+    n,mean,var,*_ = m.to_arrays()['m']
     center,scale = np.array(used.mean),np.array(used.std)
-    off = np.maximum(np.abs(mean-center)/scale, np.abs(std**2+(mean-center)**2-scale**2)/(2*scale**2))
-    return int(np.nan_to_num(off).max(1).argmax())
+    off = np.maximum(np.abs(mean-center)/scale, np.abs(var+(mean-center)**2-scale**2)/(2*scale**2))
+    return int(np.where(n>0, np.nan_to_num(off), 0).max(1).argmax())
 
 def _chances(m, used, training, null):
     "What `_compared` says of ledger `m`, with the chance without its oddest image where that is larger"
