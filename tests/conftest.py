@@ -1,5 +1,5 @@
 "Fixtures that several test files share"
-import os,tempfile
+import gc,os,tempfile
 
 import pytest
 
@@ -7,6 +7,12 @@ import pytest
 os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='normstats-tests-')
 
 pytest.register_assert_rewrite('helpers')
+
+@pytest.fixture(scope='session', autouse=True)
+def imported_for_good():
+    "What is there once all modules are imported stays: each garbage collection of a comparison would look through it"
+    gc.collect()
+    gc.freeze()
 
 @pytest.fixture(autouse=True)
 def cache_home(monkeypatch, tmp_path_factory):

@@ -13,7 +13,7 @@ from fastai.data.load import SkipItemException
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILImage,imagenet_stats
-from fastai.vision.data import ImageBlock,ImageDataLoaders
+from fastai.vision.data import ImageBlock
 from helpers import image_folder,random_image
 from PIL import Image
 
@@ -23,8 +23,6 @@ from fastai_normstats.loaders import ReadError
 from fastai_normstats.measure import measure_stats
 from fastai_normstats.choice import StatsChoice
 from fastai_normstats.policy import choose_stats
-from fastai_normstats.values import NormStats
-from fastai_normstats.running import RunningStats
 from fastai_normstats.transform import DatasetStats
 
 quiet = dict(verbose=False)

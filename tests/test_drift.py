@@ -14,7 +14,7 @@ from fastai.vision.all import (CategoryBlock,DataBlock,DisplayedTransform,ImageB
                                Brightness,RandomSplitter,imagenet_stats,load_learner,parent_label,resnet18,resnet34,
                                unet_learner,vision_learner)
 from PIL import Image
-from scipy.stats import norm
+from scipy.stats import expon,gamma,norm
 from torch import nn
 from torchvision.models import VGG16_Weights,vgg16
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
@@ -23,7 +23,7 @@ import fastai_normstats.all
 from fastai_normstats.cli import main
 from fastai_normstats import drift
 from fastai_normstats.measure import measure_stats
-from fastai_normstats.drift import _chance,_holm,_own_stats,_rows,_with_verdicts,used_stats
+from fastai_normstats.drift import _chance,_holm,_own_stats,_rows,_saddlepoint,_with_verdicts,used_stats
 from fastai_normstats.choice import StatsChoice
 from fastai_normstats.models import IMAGENET
 from fastai_normstats.policy import Policy
@@ -208,6 +208,17 @@ def test_null(n, k):
         whole = ledger(rng, n*k)
         bad += drifted(training, [whole.take(range(j*n, (j+1)*n)) for j in range(k)])
     assert bad/calls<=(.08 if calls==300 else .134)
+
+@pytest.mark.parametrize('n', [5, 40, 400])
+def test_the_chance_of_a_mean(n):
+    "Of draws from an exponential, whose sums are gamma distributed, to 1 % of it, down to one in a million"
+    edges = np.arange(0, 40, .01)
+    w = expon.sf(edges)-expon.sf(edges+.01)
+    y = edges+.005-(w*(edges+.005)).sum()
+    for p in (.4, .1, .01, 1e-4, 1e-6):
+        x = gamma.isf(p, n)/n-1
+        assert abs(_saddlepoint(y, w, n, x)/p-1)<.01, p
+    assert _saddlepoint(y, w, n, 0)==.5 and _saddlepoint(y, w, n, y.max())==0
 
 @pytest.mark.slow
 def test_null_of_families():

@@ -12,7 +12,6 @@ from fastai.torch_core import TensorImage
 from fastcore.basics import chunked
 from helpers import Greys,Ready
 from PIL import Image
-from scipy import stats as sps
 
 from fastai_normstats import running
 from fastai_normstats.measure import _next_look,measure_stats

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock,DataBlock,Datasets,ImageBlock,ImageDataLoaders,IndexSplitter,
-                               IntToFloatTensor,MaskBlock,Normalize,PILImage,
-                               PILImageBW,RandomErasing,Resize,ToTensor,Transform,TransformBlock,aug_transforms,
-                               get_image_files,imagenet_stats,parent_label)
+from fastai.vision.all import (DataBlock,Datasets,ImageBlock,ImageDataLoaders,IndexSplitter,MaskBlock,
+                               PILImage,PILImageBW,RandomErasing,Resize,
+                               ToTensor,Transform,TransformBlock,aug_transforms,get_image_files,imagenet_stats,
+                               parent_label)
 from fastai.data.core import DataLoaders,TfmdDL
 from fastai.torch_core import TensorImage
 from PIL import Image

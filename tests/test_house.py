@@ -2,7 +2,6 @@
 in `all`?"""
 
 import ast,json,re,subprocess,sys
-from pathlib import Path
 
 import pytest
 from check_sync import lib,root

@@ -3,7 +3,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from fastai.basics import defaults
 from fastai.vision.augment import Resize
 from torchvision.models import resnet34

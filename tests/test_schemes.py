@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock,DataBlock,Datasets,ImageBlock,IndexSplitter,Learner,Normalize,PILImage,
-                               PILImageBW,PILMask,Resize,TensorCategory,
-                               TensorImage,TensorImageBW,TensorMask,aug_transforms,get_image_files,load_learner,
-                               parent_label,vision_learner,resnet18)
+from fastai.vision.all import (CategoryBlock,DataBlock,ImageBlock,IndexSplitter,Learner,Normalize,PILImage,PILImageBW,
+                               TensorCategory,TensorImage,TensorImageBW,TensorMask,
+                               aug_transforms,get_image_files,load_learner,parent_label,vision_learner,resnet18)
 from PIL import Image
 from torch import nn
 

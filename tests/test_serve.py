@@ -15,8 +15,7 @@ from torchvision.transforms import v2
 
 from fastai_normstats.all import *
 from fastai_normstats.cli import main
-from fastai_normstats.serve.bake import Front,first_conv
-from fastai_normstats.serve.formats import export_text,formats,served_pixels
+from fastai_normstats.serve.formats import export_text,formats
 
 os.environ['NO_ALBUMENTATIONS_UPDATE'] = '1'  # it asks the network for a newer version of itself
 

@@ -10,7 +10,6 @@ import pydicom
 import pytest
 import tifffile
 import torch
-from fastai.data.core import DataLoaders
 from fastai.vision.all import (Brightness, CategoryBlock, Contrast, DataBlock, DihedralItem, Dihedral, Flip, FlipItem,
                                Hue, IndexSplitter, IntToFloatTensor, Learner, MaskBlock, RandomResizedCropGPU, Rotate,
                                Saturation, TensorImage, Warp, Zoom, aug_transforms, get_files, load_learner, nn,
